@@ -1,0 +1,1 @@
+"""What the operator may set: settings, users and the sources they come from."""
