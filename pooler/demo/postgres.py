@@ -219,8 +219,14 @@ class EmbeddedPostgres:
             raise PostgresStartError(f"initdb failed:\n{initdb.stdout}")
 
     def _copy_installation(self) -> Path:
-        copy = self.socket_dir / "postgres"
-        shutil.copytree(self.bin_dir.parent, copy, symlinks=True)
+        """Copy the installation, and the libraries that the binaries look for at ../../../PACKAGE.libs."""
+        installation = self.bin_dir.parent
+        package = installation.parent
+        copy = self.socket_dir / package.name / installation.name
+        shutil.copytree(installation, copy, symlinks=True)
+        with contextlib.suppress(FileNotFoundError):
+            libraries = package.with_name(f"{package.name}.libs")
+            shutil.copytree(libraries, self.socket_dir / libraries.name)
         return copy / "bin"
 
     def _write_configuration(self) -> None:
