@@ -1,0 +1,180 @@
+"""The backend scanner: strikes off what a chunk from the server answers, on its way to the client.
+
+Hot path: called once per chunk; one header look-up per message, and far less for rows of equal length.
+"""
+
+from struct import Struct
+from typing import Final
+
+from protocol.errors import ServerViolation
+from protocol.exchange import OWED_COPY_END, OWED_QUERY, Exchange
+from protocol.kinds import (
+    AUTHENTICATION,
+    BACKEND_KEY_DATA,
+    BIND_COMPLETE,
+    CLOSE_COMPLETE,
+    COMMAND_COMPLETE,
+    COPY_BOTH_RESPONSE,
+    COPY_DATA,
+    COPY_DONE,
+    COPY_IN_RESPONSE,
+    COPY_OUT_RESPONSE,
+    DATA_ROW,
+    EMPTY_QUERY_RESPONSE,
+    ERROR_RESPONSE,
+    FUNCTION_CALL_RESPONSE,
+    IDLE,
+    NEGOTIATE_PROTOCOL_VERSION,
+    NO_DATA,
+    NOTICE_RESPONSE,
+    NOTIFICATION_RESPONSE,
+    PARAMETER_DESCRIPTION,
+    PARAMETER_STATUS,
+    PARSE_COMPLETE,
+    PORTAL_SUSPENDED,
+    READY_FOR_QUERY,
+    ROW_DESCRIPTION,
+)
+
+_header = Struct("!BI").unpack_from
+
+# What to do with a reply, by its kind. The first two are also how many requests it closes.
+_PASS: Final = 0
+_CLOSING: Final = 1  # the closing reply of an extended request
+_ROW: Final = 2
+_READY: Final = 3
+_RARE: Final = 4
+_INVALID: Final = 5
+
+
+def _actions() -> bytes:
+    table = bytearray([_INVALID]) * 256
+    for kind in (
+        AUTHENTICATION,
+        BACKEND_KEY_DATA,
+        COPY_BOTH_RESPONSE,
+        COPY_DONE,
+        COPY_OUT_RESPONSE,
+        FUNCTION_CALL_RESPONSE,
+        NEGOTIATE_PROTOCOL_VERSION,
+        NOTICE_RESPONSE,
+        NOTIFICATION_RESPONSE,
+        PARAMETER_DESCRIPTION,
+        PARAMETER_STATUS,
+    ):
+        table[kind] = _PASS
+    for kind in (
+        PARSE_COMPLETE,
+        BIND_COMPLETE,
+        CLOSE_COMPLETE,
+        NO_DATA,
+        ROW_DESCRIPTION,
+        COMMAND_COMPLETE,
+        EMPTY_QUERY_RESPONSE,
+        PORTAL_SUSPENDED,
+    ):
+        table[kind] = _CLOSING
+    table[READY_FOR_QUERY] = _READY
+    table[ERROR_RESPONSE] = table[COPY_IN_RESPONSE] = _RARE
+    table[DATA_ROW] = table[COPY_DATA] = _ROW
+    return bytes(table)
+
+
+_ACTIONS: Final = _actions()
+_SHORTEST_READY: Final = 6
+_FIRST_STRIDE: Final = 16
+_LONGEST_STRIDE: Final = 4096
+
+
+def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR0912, PLR0915 - flat for speed
+    """Strike off what `data` answers; True if the server is free to be released after it (Exchange.settled).
+
+    Raises ServerViolation for what no server may send. Long and flat because it runs for every chunk.
+    """
+    if exchange.replies_head:
+        # Rare: a header was cut. Its bytes are counted again here, not sent again.
+        data = exchange.replies_head + data
+        exchange.replies_head = b""
+    end = len(data)
+    at = exchange.replies_rest
+    if at:
+        if at > end:
+            exchange.replies_rest = at - end
+            return False
+        exchange.replies_rest = 0
+    answered = exchange.answered
+    last = end - 5
+    row_size = 0
+    while at <= last:
+        kind, length = _header(data, at)
+        action = _ACTIONS[kind]
+        if action <= _CLOSING:
+            answered += action
+            at += length + 1
+        elif action == _ROW:
+            # Rows of one length come in runs, and a run can be hopped over at a few nanoseconds a row. Two rows in
+            # a row are no run yet: look where the header would be a few rows on before trying.
+            length += 1
+            if length == row_size and data[at : at + 5] == data[at + 7 * length : at + 7 * length + 5]:
+                at = _hop_run(data, at, length)
+            else:
+                row_size = length
+                at += length
+        elif action == _READY:
+            if at + _SHORTEST_READY > end:
+                break
+            exchange.status = data[at + 5]
+            exchange.queries += 1
+            answered = 0
+            owed = exchange.owed
+            if not owed:
+                raise ServerViolation("the server sent a ReadyForQuery that nobody had asked for", at)
+            head = owed.popleft()
+            if head < OWED_QUERY:
+                exchange.on_ready(head)
+            if owed and owed[0] == OWED_COPY_END:
+                exchange.drop_stray_copy_ends()
+            at += 6
+        elif action == _RARE:
+            exchange.answered = answered
+            if kind == ERROR_RESPONSE:
+                exchange.on_error()
+            else:
+                exchange.on_copy_in()
+            answered = exchange.answered
+            at += length + 1
+        else:
+            raise ServerViolation(f"invalid backend message type {kind}", at)
+    exchange.answered = answered
+    if at == end:
+        return not exchange.owed and exchange.status == IDLE and not exchange.run and not exchange.requests_rest
+    if at < end:
+        exchange.replies_head = data[at:]
+    else:
+        exchange.replies_rest = at - end
+    return False
+
+
+def _hop_run(data: bytes, at: int, size: int) -> int:
+    """Return the offset after the run of messages that starts at `at`, all of one kind and `size` bytes long.
+
+    If each of n headers that stand `size` bytes apart reads the same, kind and length, then by induction each of
+    them is a header. The five bytes of n headers are compared at once, as five slices with stride `size`; n grows
+    while the run lasts, so that what was compared in vain is never more than what was hopped over.
+    """
+    header = data[at : at + 5]
+    end = len(data)
+    count = _FIRST_STRIDE
+    while True:
+        count = min(count, (end - at - 5) // size + 1)  # headers that are wholly there
+        stop = at + count * size - size + 1
+        hopped = count
+        for offset in range(5):
+            column = data[at + offset : stop + offset : size]
+            byte = header[offset : offset + 1]
+            if column != byte * count:
+                hopped = min(hopped, count - len(column.lstrip(byte)))
+        at += hopped * size
+        if hopped < count or at + 5 > end:
+            return at
+        count = min(count * 4, _LONGEST_STRIDE)

@@ -1,0 +1,216 @@
+"""What one server connection still owes: the state of its conversation, in both directions.
+
+The frontend scanner books every request that passes, the backend scanner strikes off what is answered; both do the
+frequent cases in line. Here stand the theory, the state, and the rare cases.
+
+Every Query, FunctionCall and Sync is answered by exactly one ReadyForQuery, except that (protocol documentation,
+"Extended Query" and "COPY Operations")
+
+  - after an error in an extended-protocol run the server skips everything up to the next Sync, so that a Query
+    inside the skipped part is never answered;
+  - while it reads copy data it ignores Sync and Flush, so that such a Sync is never answered; any message but
+    CopyData, CopyDone and CopyFail ends the copy with an error and is itself never answered;
+  - CopyData, CopyDone and CopyFail outside of a copy are ignored.
+
+Whether such a case has come about is known only when the server's reply arrives, and by then more may have been
+sent. So `owed` is a queue that keeps the order of what was sent, run-length encoded as ints:
+
+    n >= 0          n extended requests (Parse, Bind, Describe, Execute, Close) and the Sync that closes their run
+    OWED_QUERY      a Query or FunctionCall
+    OWED_COPY_END   a CopyDone or CopyFail: it has no reply of its own, but decides which Syncs a copy swallows
+    UNCLOSED - n    n extended requests with no Sync before what follows
+
+and `run` counts the extended requests behind all of that. Each of them has one closing reply (1 2 3 n T C I s);
+`answered` counts these since the last ReadyForQuery, which tells the request that an error belongs to.
+"""
+
+from collections import deque
+from typing import Final, final
+
+from protocol.errors import ServerViolation
+from protocol.kinds import IDLE
+
+OWED_QUERY: Final = -1
+OWED_COPY_END: Final = -2
+UNCLOSED: Final = -16
+
+# What the server does with what is sent next.
+NORMAL: Final = 0
+SKIPPING: Final = 1  # an error in a run whose Sync has not been sent yet: everything but a Sync is ignored
+COPYING_IN: Final = 2  # it reads copy data whose end has not been sent yet
+
+
+@final
+class Exchange:
+    """The state of one server connection's conversation. Scanners change it; sessions only read it."""
+
+    __slots__ = (
+        "answered",
+        "errors",
+        "mode",
+        "owed",
+        "queries",
+        "replies_head",
+        "replies_rest",
+        "requests_rest",
+        "run",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.owed: deque[int] = deque()
+        self.run = 0
+        """Extended requests sent since the last Sync. Never 0 while SKIPPING."""
+        self.answered = 0
+        """Closing replies received since the last ReadyForQuery."""
+        self.mode = NORMAL
+        self.status = IDLE
+        """Transaction state in the last ReadyForQuery."""
+        self.requests_rest = 0
+        """Bytes missing of the request that is being streamed to the server."""
+        self.replies_rest = 0
+        """Bytes missing of the reply that is being streamed from the server."""
+        self.replies_head = b""
+        """The first bytes of a reply, too few to tell what it is (forwarded already)."""
+        self.errors = 0
+        """ErrorResponses seen so far."""
+        self.queries = 0
+        """ReadyForQuerys seen so far."""
+
+    @property
+    def quiet(self) -> bool:
+        """At a message boundary both ways, nothing owed, nothing unsynced: a request of our own may be sent."""
+        return not (self.owed or self.run or self.requests_rest or self.replies_rest or self.replies_head)
+
+    @property
+    def settled(self) -> bool:
+        """Quiet, and in no transaction: free to be released."""
+        return self.status == IDLE and self.quiet
+
+    # --- the frontend scanner's rare cases
+
+    def book_query(self) -> None:
+        """Book a Query or FunctionCall that comes inside a run, a skipped run or a copy."""
+        if self.mode == COPYING_IN:
+            self.mode = NORMAL  # it ends the copy with an error that answers the COPY, and is not answered itself
+        elif self.mode == NORMAL:
+            self._break_run()
+            self.owed.append(OWED_QUERY)
+
+    def book_sync(self) -> None:
+        """Book a Sync that comes inside a skipped run or a copy."""
+        if self.mode == SKIPPING:
+            self.mode = NORMAL
+            self.owed.append(self.run)
+            self.run = 0
+
+    def book_extended(self) -> None:
+        """Book an extended request that comes inside a skipped run or a copy."""
+        if self.mode == COPYING_IN:
+            self.mode = NORMAL  # as in book_query
+
+    def book_copy_end(self) -> None:
+        """Book a CopyDone or CopyFail."""
+        if self.mode == COPYING_IN:
+            self.mode = NORMAL
+        elif self.mode == NORMAL and (self.owed or self.run):
+            # The COPY that it ends may be on its way still.
+            self._break_run()
+            self.owed.append(OWED_COPY_END)
+
+    def _break_run(self) -> None:
+        if self.run:
+            self.owed.append(UNCLOSED - self.run)
+            self.run = 0
+
+    # --- the backend scanner's rare cases
+
+    def on_error(self) -> None:
+        """Strike off what the server skips after an ErrorResponse."""
+        self.errors += 1
+        if self.mode == COPYING_IN:
+            self.mode = NORMAL
+        self._strike_answered()
+        owed = self.owed
+        if owed:
+            if owed[0] > UNCLOSED:
+                return  # a Query, or a run with its own Sync: nothing is skipped but the rest of that run
+            while owed and owed[0] < 0:
+                owed.popleft()
+            if owed:
+                return
+            self.run += 1  # what was struck off still waits for its Sync
+        if self.run:
+            self.mode = SKIPPING
+
+    def on_copy_in(self) -> None:
+        """Strike off what the server swallows while it reads copy data, after a CopyInResponse."""
+        self._strike_answered()
+        owed = self.owed
+        head = owed[0] if owed else UNCLOSED - self.run
+        if head == OWED_QUERY:
+            self._swallow(1)
+            return
+        # The COPY is an Execute in the run at the head.
+        requests = head if head >= 0 else UNCLOSED - head
+        if self.answered + 1 < requests:
+            return  # the next request of the run ends the copy with an error, and the run with it
+        if not owed:
+            self.mode = COPYING_IN
+            return
+        owed.popleft()
+        self._swallow(0)
+        # The Sync that closed the run, if any, was swallowed: the run goes on with what follows the copy's end.
+        if not owed:
+            self.run += requests
+        elif owed[0] >= 0:
+            owed[0] += requests
+        elif owed[0] <= UNCLOSED:
+            owed[0] -= requests
+        else:
+            owed.appendleft(UNCLOSED - requests)
+
+    def on_ready(self, head: int) -> None:
+        """Find what a ReadyForQuery answers where the popped entry `head` has no answer of its own.
+
+        Raises ServerViolation if nothing sent is still to be answered.
+        """
+        owed = self.owed
+        while head < OWED_QUERY:
+            if not owed:
+                raise ServerViolation("the server sent a ReadyForQuery that nobody had asked for")
+            head = owed.popleft()
+
+    def drop_stray_copy_ends(self) -> None:
+        """Strike off copy ends that now, after a ReadyForQuery, stand in front: no copy is under way."""
+        owed = self.owed
+        while owed and owed[0] == OWED_COPY_END:
+            owed.popleft()
+
+    def _strike_answered(self) -> None:
+        """Strike off unclosed runs whose requests have all been answered, and copy ends behind them."""
+        owed = self.owed
+        while owed:
+            head = owed[0]
+            if head <= UNCLOSED and self.answered >= UNCLOSED - head:
+                self.answered -= UNCLOSED - head
+            elif head != OWED_COPY_END:
+                return
+            owed.popleft()
+
+    def _swallow(self, index: int) -> None:
+        """Strike off what a copy swallows from owed[index] on; if its end is not among that, it is COPYING_IN."""
+        owed = self.owed
+        while index < len(owed) and owed[index] == 0:
+            del owed[index]  # a bare Sync
+        if index < len(owed):
+            # The end of the copy, or what ends it with an error: the Query, or the first request of the run.
+            entry = owed[index]
+            if entry in (OWED_QUERY, OWED_COPY_END, UNCLOSED - 1):
+                del owed[index]
+            else:
+                owed[index] += -1 if entry > 0 else 1
+        elif self.run:
+            self.run -= 1
+        else:
+            self.mode = COPYING_IN

@@ -1,0 +1,141 @@
+"""The frontend scanner: books the requests in a chunk that a client sent, on their way to its server.
+
+Hot path: called once per chunk; one header look-up per message, no payload is sliced, nothing is allocated.
+"""
+
+from struct import Struct
+from typing import Final
+
+from protocol.errors import ClientViolation
+from protocol.exchange import NORMAL, OWED_QUERY, Exchange
+from protocol.kinds import (
+    BIND,
+    CLOSE,
+    COPY_DATA,
+    COPY_DONE,
+    COPY_FAIL,
+    DESCRIBE,
+    EXECUTE,
+    FLUSH,
+    FUNCTION_CALL,
+    PARSE,
+    QUERY,
+    SYNC,
+    TERMINATE,
+)
+
+HOLD_LIMIT: Final = 16 * 1024
+"""Bytes. A request up to this size is sent on only once it is whole, so that half a message never holds a server."""
+
+SHORT_LIMIT: Final = 10_000
+"""Bytes. Requests that carry no user data are no longer than this (PQ_SMALL_MESSAGE_LIMIT in PostgreSQL's libpq.h)."""
+
+_header = Struct("!BI").unpack_from
+
+# What to do with a request, by its kind; 0 = there is no such request.
+_EXTENDED: Final = 1
+_SYNC: Final = 2
+_QUERY: Final = 3
+_COPY_DATA: Final = 4
+_COPY_END: Final = 5
+_FLUSH: Final = 6
+_TERMINATE: Final = 7
+
+
+def _actions() -> bytes:
+    table = bytearray(256)
+    for kind in (PARSE, BIND, DESCRIBE, EXECUTE, CLOSE):
+        table[kind] = _EXTENDED
+    for kind in (QUERY, FUNCTION_CALL):
+        table[kind] = _QUERY
+    for kind in (COPY_DONE, COPY_FAIL):
+        table[kind] = _COPY_END
+    table[SYNC] = _SYNC
+    table[COPY_DATA] = _COPY_DATA
+    table[FLUSH] = _FLUSH
+    table[TERMINATE] = _TERMINATE
+    return bytes(table)
+
+
+_ACTIONS: Final = _actions()
+_SHORT_KINDS: Final = frozenset((DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, COPY_DONE, COPY_FAIL, TERMINATE))
+
+
+def scan_requests(exchange: Exchange, data: bytes, max_size: int) -> int:  # noqa: C901, PLR0912 - flat for speed
+    """Book the requests in `data`, and return how many of its bytes are to be sent to the server now.
+
+    What is left after that is a Terminate, or the beginning of a request that is not yet whole: hand it in again
+    with what follows it. Raises ClientViolation, whose `offset` tells how many bytes before it were booked.
+
+    Long and flat because it runs for every chunk.
+    """
+    end = len(data)
+    at = exchange.requests_rest
+    if at:
+        if at >= end:
+            exchange.requests_rest = at - end
+            return end
+        exchange.requests_rest = 0
+    last = end - 5
+    while at <= last:
+        kind, length = _header(data, at)
+        action = _ACTIONS[kind]
+        after = at + length + 1
+        if after > end or length < 4 or not action:
+            if not 4 <= length < max_size or not action or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
+                raise ClientViolation(_complaint(kind, length, max_size), at)
+            if length < HOLD_LIMIT and action != _COPY_DATA:
+                return at
+            exchange.requests_rest = after - end
+        if action == _EXTENDED:
+            if exchange.mode == NORMAL:
+                exchange.run += 1
+            else:
+                exchange.book_extended()
+        elif action == _SYNC:
+            if exchange.mode == NORMAL:
+                exchange.owed.append(exchange.run)
+                exchange.run = 0
+            else:
+                exchange.book_sync()
+        elif action == _QUERY:
+            if exchange.mode == NORMAL and not exchange.run:
+                exchange.owed.append(OWED_QUERY)
+            else:
+                exchange.book_query()
+        elif action == _COPY_END:
+            exchange.book_copy_end()
+        elif action == _TERMINATE:
+            return at
+        if after >= end:
+            return end
+        at = after
+    return at
+
+
+def is_terminate(data: bytes, at: int) -> bool:
+    """Tell whether what scan_requests left at `at` is a Terminate."""
+    return data[at : at + 1] == b"X"
+
+
+def whole_request_at(data: bytes, at: int, max_size: int) -> int:
+    """Return the offset after the request that begins at `at`, or 0 if too little of it is there to be served.
+
+    For a client that has no server: a request longer than HOLD_LIMIT counts as there as soon as its header is.
+    Raises ClientViolation.
+    """
+    if len(data) - at < 5:
+        return 0
+    kind, length = _header(data, at)
+    if not 4 <= length < max_size or not _ACTIONS[kind] or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
+        raise ClientViolation(_complaint(kind, length, max_size), at)
+    after = at + length + 1
+    return after if after <= len(data) or length >= HOLD_LIMIT else 0
+
+
+def _complaint(kind: int, length: int, max_size: int) -> str:
+    if not _ACTIONS[kind]:
+        return f"invalid frontend message type {kind}"
+    if length >= max_size:
+        return f"message of type {chr(kind)!r} is {length} bytes long, more than max_packet_size ({max_size}) allows"
+    return f"invalid length {length} of a message of type {chr(kind)!r}"

@@ -1,0 +1,195 @@
+"""Builders and readers of whole messages, for the cold paths: login, errors, and the pooler's own queries.
+
+Source: PostgreSQL documentation, "Message Formats" and "Error and Notice Message Fields".
+"""
+
+from collections.abc import Iterator, Mapping
+from struct import Struct
+from typing import Final, NamedTuple
+
+from protocol.errors import ProtocolViolation
+from protocol.kinds import (
+    AUTH_CLEARTEXT,
+    AUTH_MD5,
+    AUTH_OK,
+    AUTH_SASL,
+    AUTH_SASL_CONTINUE,
+    AUTH_SASL_FINAL,
+    CANCEL_REQUEST_CODE,
+)
+
+_int32 = Struct("!I")
+_header = Struct("!BI")
+
+TERMINATE: Final = b"X\x00\x00\x00\x04"
+SYNC: Final = b"S\x00\x00\x00\x04"
+READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
+
+
+def message(kind: bytes, payload: bytes) -> bytes:
+    """Return one message of `kind` (one byte) with its length."""
+    return kind + _int32.pack(len(payload) + 4) + payload
+
+
+def cstring(text: str) -> bytes:
+    """Return `text` in UTF-8 (surrogate escapes give the bytes they stand for), NUL-terminated."""
+    return text.encode("utf-8", "surrogateescape") + b"\0"
+
+
+def text_of(raw: bytes) -> str:
+    """Return the text of `raw`, whatever its encoding is, such that cstring() gives the bytes back."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+class ErrorFields(NamedTuple):
+    """An ErrorResponse or NoticeResponse in the fields that matter to a pooler."""
+
+    severity: str
+    sqlstate: str
+    message: str
+    detail: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.message} ({self.sqlstate})"
+
+
+def error_response(fields: ErrorFields) -> bytes:
+    """Return an ErrorResponse."""
+    parts = [
+        b"S" + cstring(fields.severity),
+        b"V" + cstring(fields.severity),
+        b"C" + cstring(fields.sqlstate),
+        b"M" + cstring(fields.message),
+    ]
+    if fields.detail:
+        parts.append(b"D" + cstring(fields.detail))
+    if fields.hint:
+        parts.append(b"H" + cstring(fields.hint))
+    return message(b"E", b"".join(parts) + b"\0")
+
+
+def fatal(sqlstate: str, text: str, hint: str = "") -> bytes:
+    """Return the ErrorResponse that ends a connection."""
+    return error_response(ErrorFields("FATAL", sqlstate, text, hint=hint))
+
+
+def read_error(payload: bytes) -> ErrorFields:
+    """Read the payload of an ErrorResponse or NoticeResponse; fields that are missing come out empty."""
+    found = {field[:1]: text_of(field[1:]) for field in payload.split(b"\0") if field}
+    return ErrorFields(
+        severity=found.get(b"V") or found.get(b"S", ""),
+        sqlstate=found.get(b"C", ""),
+        message=found.get(b"M", ""),
+        detail=found.get(b"D", ""),
+        hint=found.get(b"H", ""),
+    )
+
+
+def query(sql: str) -> bytes:
+    """Return a simple Query."""
+    return message(b"Q", cstring(sql))
+
+
+def startup(parameters: Mapping[str, str], minor: int = 0) -> bytes:
+    """Return a StartupMessage of protocol 3.`minor`."""
+    body = b"".join(cstring(name) + cstring(value) for name, value in parameters.items())
+    payload = _int32.pack((3 << 16) | minor) + body + b"\0"
+    return _int32.pack(len(payload) + 4) + payload
+
+
+def cancel_request(key: bytes) -> bytes:
+    """Return a CancelRequest for `key`, the payload of a BackendKeyData (process id and secret)."""
+    payload = _int32.pack(CANCEL_REQUEST_CODE) + key
+    return _int32.pack(len(payload) + 4) + payload
+
+
+def parameter_status(name: str, value: str) -> bytes:
+    """Return a ParameterStatus."""
+    return message(b"S", cstring(name) + cstring(value))
+
+
+def backend_key_data(key: bytes) -> bytes:
+    """Return a BackendKeyData for `key`: four bytes of process id, then the secret."""
+    return message(b"K", key)
+
+
+def negotiate_protocol_version(newest_minor: int, unknown_options: list[str]) -> bytes:
+    """Return a NegotiateProtocolVersion: the newest minor version served, and the options that are not known."""
+    names = b"".join(cstring(name) for name in unknown_options)
+    return message(b"v", _int32.pack((3 << 16) | newest_minor) + _int32.pack(len(unknown_options)) + names)
+
+
+def _authentication(code: int, rest: bytes = b"") -> bytes:
+    return message(b"R", _int32.pack(code) + rest)
+
+
+AUTHENTICATION_OK: Final = _authentication(AUTH_OK)
+AUTHENTICATION_CLEARTEXT: Final = _authentication(AUTH_CLEARTEXT)
+
+
+def authentication_md5(salt: bytes) -> bytes:
+    """Return an AuthenticationMD5Password with its 4-byte salt."""
+    return _authentication(AUTH_MD5, salt)
+
+
+def authentication_sasl(mechanisms: list[str]) -> bytes:
+    """Return an AuthenticationSASL that offers `mechanisms`."""
+    return _authentication(AUTH_SASL, b"".join(cstring(name) for name in mechanisms) + b"\0")
+
+
+def authentication_sasl_continue(data: bytes) -> bytes:
+    """Return an AuthenticationSASLContinue."""
+    return _authentication(AUTH_SASL_CONTINUE, data)
+
+
+def authentication_sasl_final(data: bytes) -> bytes:
+    """Return an AuthenticationSASLFinal."""
+    return _authentication(AUTH_SASL_FINAL, data)
+
+
+def password(secret: bytes) -> bytes:
+    """Return a PasswordMessage."""
+    return message(b"p", secret + b"\0")
+
+
+def sasl_initial_response(mechanism: str, data: bytes) -> bytes:
+    """Return a SASLInitialResponse."""
+    return message(b"p", cstring(mechanism) + _int32.pack(len(data)) + data)
+
+
+def sasl_response(data: bytes) -> bytes:
+    """Return a SASLResponse."""
+    return message(b"p", data)
+
+
+class MessageBuffer:
+    """Cuts what arrives into whole messages, for the phases where each of them is looked at."""
+
+    __slots__ = ("_data", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        """`limit` is the longest message accepted, in bytes."""
+        self._data = b""
+        self._limit = limit
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield (kind, payload) of each message that is whole now. Raises ProtocolViolation for a bad length.
+
+        The caller may stop at any message: what was not yielded stays for take_rest() or the next feed().
+        """
+        self._data += data
+        while len(self._data) >= _header.size:
+            kind, length = _header.unpack_from(self._data)
+            if not 4 <= length <= self._limit:
+                raise ProtocolViolation(f"invalid length {length} of a message of type {chr(kind)!r}")
+            if len(self._data) <= length:
+                return
+            payload = self._data[5 : length + 1]
+            self._data = self._data[length + 1 :]
+            yield kind, payload
+
+    def take_rest(self) -> bytes:
+        """Return what has not been yielded, and forget it."""
+        rest, self._data = self._data, b""
+        return rest
