@@ -1,0 +1,167 @@
+"""The kinds of value a setting may have: seconds, ports, booleans, addresses and so on.
+
+Each kind carries the words that say what it takes, so that error messages, --help and docs/settings.md agree.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
+
+from config.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What a setting takes: `metavar` for --help, `words` to complete "... is not"."""
+
+    metavar: str
+    words: str
+
+
+def takes(field: FieldInfo) -> Takes:
+    """Return what a field of Settings takes."""
+    for marker in field.metadata:
+        if isinstance(marker, Takes):
+            return marker
+    if get_origin(field.annotation) is Literal:
+        choices = [str(choice) for choice in get_args(field.annotation)]
+        return Takes("|".join(choices), f"one of {', '.join(choices)}")
+    raise TypeError(f"{field.annotation} does not say what it takes")
+
+
+def _not_a_boolean(value: object) -> object:
+    # pydantic would read `listen_port = true` in a TOML file as port 1.
+    if isinstance(value, bool):
+        raise PydanticKnownError("int_type")
+    return value
+
+
+def _without_zero_byte(value: str) -> str:
+    # It would end the string early on its way to Postgres.
+    if "\0" in value:
+        raise ValueError("it has a zero byte in it")
+    return value
+
+
+def _addresses(value: object) -> object:
+    if isinstance(value, str):
+        value = [address.strip() for address in value.split(",")] if value.strip() else []
+    if isinstance(value, (list, tuple)) and not all(
+        isinstance(each, str) and _is_address(each) for each in value
+    ):
+        raise PydanticKnownError("list_type")
+    return value
+
+
+def _is_address(text: str) -> bool:
+    return re.fullmatch(r"[^\s,/]+", text) is not None
+
+
+def _address_or_none(value: object) -> object:
+    if isinstance(value, str) and value and not _is_address(value):
+        raise PydanticKnownError("string_type")
+    return value or None
+
+
+def _path_or_none(value: object) -> object:
+    # An empty value unsets it, as in PgBouncer: an environment variable can't be taken back in any other way.
+    return value or None
+
+
+def _socket_mode(value: object) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"(0o?)?[0-7]{3}", value):
+        raise PydanticKnownError("int_parsing")
+    return int(value.removeprefix("0o"), 8)
+
+
+def _upstream(value: object) -> object:
+    return Upstream.parse(value) if isinstance(value, str) else value
+
+
+def _users(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except json.JSONDecodeError as error:
+            # error.msg and the position only: str(error.doc) is full of passwords.
+            message = f"it is not JSON: {error.msg} at column {error.pos + 1}"
+            raise ValueError(message) from None
+    if isinstance(value, Mapping) and "" in value:
+        raise ValueError("a user name is empty")
+    return value
+
+
+_Number = BeforeValidator(_not_a_boolean)
+_Times = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
+
+Seconds = Annotated[_Times, Takes("SECONDS", "a number of seconds, 0 or more")]
+Milliseconds = Annotated[
+    int,
+    Field(ge=0, le=2**31 - 1),
+    _Number,
+    Takes("MILLISECONDS", "a whole number of milliseconds, 0 or more"),
+]
+Port = Annotated[int, Field(ge=0, le=65535), _Number, Takes("PORT", "a port number from 0 to 65535")]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 0 or more")]
+PositiveCount = Annotated[
+    int, Field(ge=1, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 1 or more")
+]
+# Linux refuses more than these in setsockopt (MAX_TCP_KEEPCNT, MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL).
+KeepaliveCount = Annotated[int, Field(ge=0, le=127), _Number, Takes("COUNT", "a whole number from 0 to 127")]
+KeepaliveSeconds = Annotated[
+    int, Field(ge=0, le=32767), _Number, Takes("SECONDS", "a whole number of seconds from 0 to 32767")
+]
+PacketSize = Annotated[
+    int,
+    Field(ge=1024, le=2**31 - 1),
+    _Number,
+    Takes("BYTES", "a whole number of bytes from 1024 to 2147483647"),
+]
+Boolean = Annotated[bool, Takes("0|1", "0 or 1 (nor false or true, no or yes, off or on)")]
+Text = Annotated[str, AfterValidator(_without_zero_byte), Takes("TEXT", "text")]
+Address = Annotated[
+    str | None, BeforeValidator(_address_or_none), Takes("ADDRESS", "an address or a host name")
+]
+Addresses = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_addresses),
+    Takes("ADDRESS,...", "a comma-separated list of addresses, host names or *"),
+]
+File = Annotated[Path | None, BeforeValidator(_path_or_none), Takes("FILE", "the path of a file")]
+Directory = Annotated[
+    Path | None, BeforeValidator(_path_or_none), Takes("DIRECTORY", "the path of a directory")
+]
+SocketMode = Annotated[
+    int, BeforeValidator(_socket_mode), Takes("MODE", "a file mode in octal digits, as text, such as 0777")
+]
+UpstreamUrl = Annotated[
+    InstanceOf[Upstream],
+    BeforeValidator(_upstream),
+    Takes("URL", "a URL of the form postgresql://user:password@host:port/dbname"),
+]
+Users = Annotated[
+    Mapping[str, SecretStr],
+    BeforeValidator(_users),
+    Takes("JSON", "a TOML table, or a JSON object, of user names and passwords"),
+]
+
+
+def default_text(field: FieldInfo) -> str:
+    """Return a field's default as one would write it, or a word for none."""
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if field.is_required():
+        return "none, must be given"
+    if isinstance(default, bool):
+        return str(int(default))
+    if isinstance(default, float):
+        return f"{default:g}"
+    if isinstance(default, tuple):
+        return ",".join(default)
+    return str(default) if default else "none"

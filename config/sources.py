@@ -1,0 +1,106 @@
+"""Where values come from: the environment and the TOML file. (The command line has its own module.)
+
+Reading never stops at the first mistake and judges no values: a Reading has what was given, each value with its
+source, and what is wrong with the names.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.settings import Settings
+
+PREFIX = str(Settings.model_config["env_prefix"])
+# The TOML file itself: an option and a variable, but no setting, as the file can't name another file.
+CONFIG = "config"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from: `name` as its source writes it, and the place ("default" where nothing was given)."""
+
+    name: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.place})"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as it was given: text, or what TOML made of it."""
+
+    value: object
+    source: Source
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one source gave, by the names of the settings, and the mistakes made there."""
+
+    given: dict[str, Given] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+
+
+def read_environment(environ: Mapping[str, str]) -> Reading:
+    """Read the variables PGFUNNEL_<NAME>; any other that begins so is a mistake."""
+    reading = Reading()
+    variables = {PREFIX + name.upper(): name for name in (*Settings.model_fields, CONFIG)}
+    for variable, text in environ.items():
+        if not variable.upper().startswith(PREFIX) or _is_service_link(variable, text):
+            continue
+        source = Source(variable, "environment")
+        if variable in variables:
+            reading.given[variables[variable]] = Given(text, source)
+        else:
+            reading.mistakes.append(unknown(source, variables))
+    return reading
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    """Tell whether Kubernetes set this variable, as it does in every pod for a Service named pgfunnel or pgfunnel-...
+
+    https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables. For a Service named
+    pgfunnel-metrics they even include PGFUNNEL_METRICS_PORT=tcp://10.0.0.11:9127.
+    """
+    return re.search(
+        r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$", variable
+    ) is not None or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text) is not None)
+
+
+def read_toml(path: Path, source: Source) -> Reading:
+    """Read a TOML file of settings at its top level, and the table [users]."""
+    reading = Reading()
+    try:
+        document = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        reading.mistakes.append(f"{source.name}: '{path}' cannot be read: {error.strerror} ({source.place})")
+    except UnicodeDecodeError:
+        reading.mistakes.append(f"{source.name}: '{path}' is not UTF-8 ({source.place})")
+    except tomllib.TOMLDecodeError as error:
+        # Its message says what is wrong and in which line, and quotes no values.
+        reading.mistakes.append(f"{path}: not TOML: {error}")
+    else:
+        for key, value in document.items():
+            key_source = Source(key, str(path))
+            if key in Settings.model_fields:
+                reading.given[key] = Given(value, key_source)
+            else:
+                reading.mistakes.append(unknown(key_source, Settings.model_fields))
+    return reading
+
+
+def unknown(source: Source, names: Collection[str]) -> str:
+    """Return the message for a name that no setting has, with the right one if it is near."""
+    plain = {_plain(name): name for name in names}
+    nearest = difflib.get_close_matches(_plain(source.name), plain, n=1, cutoff=0.75)
+    hint = f"; did you mean {plain[nearest[0]]}?" if nearest else ""
+    return f"{source.name}: there is no such setting{hint} ({source.place})"
+
+
+def _plain(name: str) -> str:
+    # Without what all names of a source have in common, which would make any two of them look alike.
+    return name.upper().removeprefix("--").removeprefix(PREFIX).replace("-", "_")

@@ -1,0 +1,180 @@
+"""The upstream URL: which Postgres stands behind the pooler, and who logs in there by default.
+
+Parsing is stricter than libpq's where a lenient reading would turn part of a password into a host, a database or
+an option, and so into a log line. https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
+from pathlib import PurePosixPath
+from typing import Self
+from urllib.parse import quote, unquote
+
+from pydantic import SecretStr
+
+DEFAULT_PORT = 5432
+SCHEMES = ("postgresql", "postgres")
+
+# What to do instead, for the libpq options that people most often have in their URL.
+_INSTEAD = {
+    "application_name": "each client's own application_name is what Postgres sees",
+    "connect_timeout": "use the setting server_connect_timeout",
+    "dbname": "write it as postgresql://host/dbname",
+    "keepalives": "use the setting tcp_keepalive",
+    "keepalives_count": "use the setting tcp_keepcnt",
+    "keepalives_idle": "use the setting tcp_keepidle",
+    "keepalives_interval": "use the setting tcp_keepintvl",
+    "options": "set it for the role or the database in Postgres",
+    "password": "write it as postgresql://user:password@host",
+    "tcp_user_timeout": "use the setting tcp_user_timeout",
+    "user": "write it as postgresql://user:password@host",
+}
+_PLAINTEXT_SSLMODES = ("disable", "allow", "prefer")
+_TLS_SSLMODES = ("require", "verify-ca", "verify-full")
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """A parsed upstream URL. `host` is a name, an address, or the directory of a Unix socket (begins with /)."""
+
+    host: str
+    port: int = DEFAULT_PORT
+    user: str | None = None
+    password: SecretStr | None = None
+    dbname: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Parse postgresql://user:password@host:port/dbname?host=/socket/dir&port=N&sslmode=MODE.
+
+        Raises ValueError, whose message quotes no part of the URL that could be a password.
+        """
+        scheme, separator, rest = url.strip().partition("://")
+        if not separator or scheme.lower() not in SCHEMES:
+            raise ValueError("it does not begin with postgresql://")
+        rest, _, query = rest.partition("?")
+        authority, _, path = rest.partition("/")
+        if "#" in authority + path + query or "@" in path + query:
+            raise ValueError("percent-encode / ? # and @ in user names and passwords (/ is %2F, @ is %40)")
+        if "/" in path:
+            raise ValueError("the database name has a / in it (percent-encode it as %2F)")
+
+        userinfo, _, location = authority.rpartition("@")
+        user, _, password = userinfo.partition(":")
+        host, port = _host_and_port(location)
+        options = _options(query)
+        host = options.get("host") or host
+        port = options.get("port") or port
+        if not host:
+            raise ValueError("it names no host (for a Unix socket: postgresql:///dbname?host=/directory)")
+        _check_host(host)
+        secret = _decode(password)
+        return cls(
+            host=host,
+            port=_port_number(port) if port else DEFAULT_PORT,
+            user=_decode(user) or None,
+            password=SecretStr(secret) if secret else None,
+            dbname=_decode(path) or None,
+        )
+
+    @property
+    def socket_path(self) -> PurePosixPath | None:
+        """The Unix socket to connect to, or None where the host is reached over TCP."""
+        return PurePosixPath(self.host, f".s.PGSQL.{self.port}") if self.host.startswith("/") else None
+
+    def __str__(self) -> str:
+        """Return the URL as logs may show it: *** stands for the password."""
+        user = quote(self.user or "", safe="")
+        credentials = f"{user}:***@" if self.password else f"{user}@" if user else ""
+        host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
+        return f"postgresql://{credentials}{host}:{self.port}/{quote(self.dbname or '', safe='')}"
+
+
+def mask(text: str) -> str:
+    """Return a URL, well formed or not, with everything that could be a password replaced by ***.
+
+    For error messages: it errs on hiding too much, as a mistyped URL may have its password anywhere.
+    """
+    scheme, separator, rest = text.strip().partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z0-9+.-]*", scheme):
+        return "***"
+    credentials, at, rest = rest.rpartition("@")
+    if at:
+        user, colon, _ = credentials.partition(":")
+        shown_user = user if re.fullmatch(r"[\w.%+~-]*", user) else "***"
+        credentials = f"{shown_user}:***" if colon else shown_user
+    rest, mark, query = rest.partition("?")
+    location, slash, path = rest.partition("/")
+    host, colon, port = location.rpartition(":")
+    if colon and not location.endswith("]") and not re.fullmatch(r"[0-9]{0,5}", port):
+        return f"{scheme}://{credentials}{at}{host}:***"
+    shown_query = "&".join(_mask_option(option) for option in query.split("&")) if mark else ""
+    return f"{scheme}://{credentials}{at}{location}{slash}{path.partition('#')[0]}{mark}{shown_query}"
+
+
+def _mask_option(option: str) -> str:
+    name, equals, _ = option.partition("=")
+    if name in ("sslmode", "host", "port"):
+        return option
+    return f"{name}=***" if equals and name.replace("_", "").isalpha() else "***"
+
+
+def _host_and_port(location: str) -> tuple[str, str]:
+    if location.startswith("["):
+        address, bracket, port = location[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError("its IPv6 address is not closed by ] and, if need be, :port")
+        address = _decode(address)
+        try:
+            IPv6Address(address)
+        except AddressValueError:
+            raise ValueError("what stands in [ ] is not an IPv6 address") from None
+        return address, port[1:]
+    if location.count(":") > 1 and "," not in location:
+        raise ValueError("an IPv6 address stands in brackets: postgresql://[::1]:5432/dbname")
+    host, _, port = location.partition(":")
+    return _decode(host), port
+
+
+def _check_host(host: str) -> None:
+    if "," in host:
+        raise ValueError("it names several hosts, where pgfunnel takes one")
+    if not host.startswith("/") and re.search(r"[\s/\x00-\x1f]", host):
+        raise ValueError("its host is neither a name, nor an address, nor a directory that begins with /")
+
+
+def _port_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError("its port is not a number from 1 to 65535")
+    return int(text)
+
+
+def _options(query: str) -> dict[str, str]:
+    """Return the options host and port; refuse by name what would be ignored in silence."""
+    options: dict[str, str] = {}
+    for option in filter(None, query.split("&")):
+        name, equals, value = (_decode(part) for part in option.partition("="))
+        if name in ("host", "port") and equals:
+            options[name] = value
+        elif name == "sslmode" and value in _TLS_SSLMODES:
+            raise ValueError(f"sslmode={value} needs TLS to Postgres, which pgfunnel does not have yet")
+        elif name == "sslmode" and value not in _PLAINTEXT_SSLMODES:
+            raise ValueError(f"its sslmode is not one of {', '.join(_PLAINTEXT_SSLMODES)}")
+        elif name != "sslmode":
+            if not equals or not name.replace("_", "").isalpha():
+                raise ValueError("what follows the ? is not in the form name=value")
+            raise ValueError(f"the option {name} is not taken: {_INSTEAD.get(name, 'leave it out')}")
+    return options
+
+
+def _decode(text: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise ValueError("it has a % without two hexadecimal digits after it (write a plain % as %25)")
+    try:
+        decoded = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("its percent-encoding does not decode to UTF-8") from None
+    if "\0" in decoded:
+        raise ValueError("it has a zero byte in it")
+    return decoded
