@@ -82,7 +82,7 @@ class EmbeddedPostgres:
         self.settings = {**_THROWAWAY, **(settings or {})}
         self.hba = [*(hba or _TRUST), "local all postgres trust"]
         self.bin_dir = _bin_dir(version)
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._account = _unprivileged_account()
         # Apart from `directory`, whose path may be too long for a socket's (107 bytes).
         self.socket_dir = Path(tempfile.mkdtemp(prefix="pgfunnel-postgres-"))
@@ -181,11 +181,14 @@ class EmbeddedPostgres:
         secret = "" if password is None else f":{quote(password, safe='')}"
         return f"postgresql://{quote(user, safe='')}{secret}@{self.host}:{self.port}/{quote(dbname, safe='')}"
 
+    def socket_url(self, dbname: str = "postgres", user: str = "postgres") -> str:
+        """Return the connection string of one database over the Unix socket."""
+        return f"postgresql://{quote(user, safe='')}@/{quote(dbname, safe='')}?host={self.socket_dir}&port={self.port}"
+
     def psql(self, sql: str, dbname: str = "postgres") -> str:
         """Run SQL as the superuser over the socket; rows come back one per line, without a header."""
-        conninfo = f"host={self.socket_dir} port={self.port} user=postgres dbname={dbname}"
         psql = subprocess.run(
-            [self.bin_dir / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", conninfo, "-f", "-"],
+            [self.bin_dir / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", self.socket_url(dbname), "-f", "-"],
             input=sql,
             env=_clean_environment(),
             capture_output=True,
@@ -306,9 +309,7 @@ def _by_version(bin_dirs: list[Path]) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for bin_dir in bin_dirs:
         with contextlib.suppress(OSError):
-            answer = subprocess.run(
-                [bin_dir / "postgres", "--version"], capture_output=True, text=True, check=False
-            )
+            answer = subprocess.run([bin_dir / "postgres", "--version"], capture_output=True, text=True, check=False)
             if match := re.search(r"\(PostgreSQL\) (\d+)", answer.stdout):
                 found.setdefault(int(match[1]), bin_dir)
     return found
@@ -323,9 +324,7 @@ def _embedded_bin_dirs() -> list[Path]:
 
 def _system_bin_dirs() -> list[Path]:
     # Debian puts initdb and postgres on nobody's PATH, and some link one of them there: follow the link.
-    on_path = [
-        Path(found).resolve().parent for name in ("postgres", "initdb") if (found := shutil.which(name))
-    ]
+    on_path = [Path(found).resolve().parent for name in ("postgres", "initdb") if (found := shutil.which(name))]
     return on_path + sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 
 
@@ -339,7 +338,7 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
     raise PostgresStartError("Postgres does not run as root, and there is neither a user postgres nor nobody")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a free port below the ephemeral range: no outgoing connection takes it during a restart."""
     while True:
         port = random.randrange(10_240, 32_768)
