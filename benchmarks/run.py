@@ -1,0 +1,97 @@
+"""Runs measures: both poolers on the same Postgres, in turns, after a warm-up that is thrown away."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from benchmarks.measures import Measure
+from benchmarks.results import Sample, turns
+from benchmarks.servers import PgBouncer, PgFunnel, Pooler
+from benchmarks.workload import DATABASE, Workload, users_of
+
+_WARM_UP_SECONDS = 1.5
+
+Report = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Prints one line per sample, with a guess of how long the rest takes."""
+
+    planned: float
+    say: Report
+    done: float = 0.0
+    began: float = 0.0
+
+    def sampled(self, sample: Sample, expected: float) -> None:
+        """Report a sample and correct the guess by how long the earlier ones really took."""
+        self.done += expected
+        left = (time.monotonic() - self.began) / self.done * (self.planned - self.done)
+        figures = "  ".join(f"{name} {value:,.5g}" for name, value in sample.figures.items())
+        minutes, seconds = divmod(round(left), 60)
+        whose = f"{sample.measure:<22} round {sample.round}  {sample.pooler:<9}"
+        self.say(f"{whose}  {figures}  (about {minutes}:{seconds:02} left)")
+
+
+def contenders() -> tuple[type[Pooler], ...]:
+    """Name the poolers that are installed, pgfunnel first."""
+    return (PgFunnel, PgBouncer) if PgBouncer.version() else (PgFunnel,)
+
+
+def settings_of(measure: Measure) -> Mapping[str, str]:
+    """Give the settings of both poolers; all else is at its default."""
+    return {
+        "pool_mode": "transaction",
+        "default_pool_size": str(measure.pool_size),
+        "max_client_conn": "10000",
+        "auth_type": measure.auth_type,
+        "log_connections": "0",
+        "log_disconnections": "0",
+    }
+
+
+def prepare(contender: type[Pooler], measure: Measure, workload: Workload) -> Pooler:
+    """Make a pooler for a measure, not started yet."""
+    postgres = workload.postgres
+    return contender(settings_of(measure), postgres.port, DATABASE, users_of(postgres))
+
+
+def run_all(measures: Sequence[Measure], workload: Workload, rounds: int, say: Report) -> list[Sample]:
+    """Run every measure and return all samples. One that fails is left out, and the others go on."""
+    planned = sum(
+        measure.expected_seconds(workload) * len(_names(measure)) * _rounds(measure, rounds) for measure in measures
+    )
+    progress = Progress(planned, say, began=time.monotonic())
+    samples: list[Sample] = []
+    for measure in measures:
+        try:
+            samples += _run(measure, workload, rounds, progress)
+        except (OSError, RuntimeError, ValueError) as error:
+            say(f"{measure.name} failed: {error}")
+    return samples
+
+
+def _run(measure: Measure, workload: Workload, rounds: int, progress: Progress) -> list[Sample]:
+    samples = []
+    with ExitStack() as stack:
+        poolers = {
+            contender.name: stack.enter_context(prepare(contender, measure, workload))
+            for contender in contenders()
+            if contender.name in _names(measure)
+        }
+        for pooler in poolers.values():
+            measure.sample(pooler, replace(workload, seconds=min(workload.seconds, _WARM_UP_SECONDS)))
+        for number, name in turns([*poolers], _rounds(measure, rounds)):
+            sample = Sample(measure.name, number, name, measure.sample(poolers[name], workload))
+            samples.append(sample)
+            progress.sampled(sample, measure.expected_seconds(workload))
+    return samples
+
+
+def _names(measure: Measure) -> list[str]:
+    return [c.name for c in contenders() if c is PgFunnel or measure.beside_pgbouncer]
+
+
+def _rounds(measure: Measure, rounds: int) -> int:
+    return min(rounds, measure.most_rounds) if measure.most_rounds else rounds

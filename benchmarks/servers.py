@@ -1,0 +1,218 @@
+"""Starts the poolers that are compared, side by side and with equal settings, and reads what they cost.
+
+One class per pooler; both take the same settings under the same names, because pgfunnel keeps PgBouncer's.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+HOST = "127.0.0.1"
+_START_SECONDS = 20.0
+_STOP_SECONDS = 10.0
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers_types.h; clock_getcpuclockid(3) makes the id the same way
+
+
+def free_port() -> int:
+    """Find a TCP port that nobody listens on."""
+    with socket.create_server((HOST, 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def clean_environment() -> dict[str, str]:
+    """Return our environment without what libpq or pgfunnel would read from it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, finer than the 10 ms ticks of /proc/PID/stat."""
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+
+
+def system_share(pid: int) -> tuple[int, int]:
+    """User and system time of a process so far, in ticks: good for their proportion."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]), int(fields[12])
+
+
+def resident_kib(pid: int) -> int:
+    """VmRSS of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise ValueError(f"process {pid} has no resident memory")
+
+
+class Pooler(ABC):
+    """A pooler between pgbench and Postgres, as a process of its own: started on enter, stopped on exit."""
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, settings: Mapping[str, str], upstream_port: int, database: str, users: Mapping[str, str]
+    ) -> None:
+        """Take settings by PgBouncer's names, and users with a password or its SCRAM secret."""
+        self.settings = settings
+        self.upstream_port = upstream_port
+        self.database = database
+        self.users = users
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._files = contextlib.ExitStack()
+        self.directory = Path()
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str | None:
+        """Say which version would run, or None where it is not installed."""
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Write what the process needs into `directory` and return its command line."""
+
+    def environment(self) -> dict[str, str]:
+        """Give the process's environment."""
+        return clean_environment()
+
+    @property
+    def pid(self) -> int:
+        """The process that serves the clients."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until it listens. Raises RuntimeError with its last words if it does not."""
+        self.directory = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix=f"bench-{self.name}-")))
+        self.directory.chmod(0o755)  # PgBouncer reads its files as another user when root starts it
+        (self.directory / "userlist.txt").write_text("".join(f'"{u}" "{p}"\n' for u, p in self.users.items()))
+        self.port = free_port()
+        log = self._files.enter_context((self.directory / "log").open("wb"))
+        command, environment = self.command(), self.environment()
+        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._listens():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = (self.directory / "log").read_text(errors="replace")[-2000:]
+                self.stop()
+                raise RuntimeError(f"{self.name} does not listen on port {self.port}; it said:\n{said}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End the process, politely at first, and remove its files."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+        self._files.close()
+
+    def restart(self) -> None:
+        """Begin anew, with memory that nobody has used yet."""
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
+            return True
+        return False
+
+
+class PgFunnel(Pooler):
+    """This repository's pooler, under the interpreter that runs the benchmark."""
+
+    name = "pgfunnel"
+
+    @classmethod
+    def version(cls) -> str:
+        """Give the package's version."""
+        from pooler import __version__  # noqa: PLC0415  # only the child process needs the rest
+
+        return __version__
+
+    def command(self) -> list[str]:
+        """Everything is in the environment: see there."""
+        return [sys.executable, "-m", "pooler.main"]
+
+    def environment(self) -> dict[str, str]:
+        """Spell the settings as PGFUNNEL_<NAME>."""
+        user = next(iter(self.users))
+        settings = {
+            **self.settings,
+            "upstream": f"postgresql://{user}@{HOST}:{self.upstream_port}/{self.database}",
+            "auth_file": str(self.directory / "userlist.txt"),
+            "listen_addr": HOST,
+            "listen_port": str(self.port),
+            "metrics_port": str(free_port()),
+        }
+        return super().environment() | {f"PGFUNNEL_{name.upper()}": value for name, value in settings.items()}
+
+
+class PgBouncer(Pooler):
+    """PgBouncer from PATH or from where Debian puts it."""
+
+    name = "PgBouncer"
+
+    @staticmethod
+    def executable() -> str | None:
+        """Debian installs it in /usr/sbin, which an ordinary user's PATH may lack."""
+        return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+
+    @classmethod
+    def version(cls) -> str | None:
+        """Ask the executable: its first line is `PgBouncer 1.18.0`."""
+        executable = cls.executable()
+        if executable is None:
+            return None
+        said = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
+        return said.splitlines()[0].removeprefix("PgBouncer ")
+
+    def command(self) -> list[str]:
+        """Write pgbouncer.ini. PgBouncer refuses to be root, so root lends it Postgres's user."""
+        ini = self.directory / "pgbouncer.ini"
+        ini.write_text(self.configuration())
+        executable = self.executable()
+        if executable is None:
+            raise RuntimeError("PgBouncer is not installed")
+        return [executable, *(["-u", "postgres"] if os.getuid() == 0 else []), str(ini)]
+
+    def configuration(self) -> str:
+        """Give the text of pgbouncer.ini."""
+        settings = {
+            **self.settings,
+            "auth_file": str(self.directory / "userlist.txt"),
+            "listen_addr": HOST,
+            "listen_port": str(self.port),
+            "unix_socket_dir": "",
+        }
+        lines = [
+            "[databases]",
+            f"{self.database} = host={HOST} port={self.upstream_port}",
+            "[pgbouncer]",
+            *(f"{name} = {value}" for name, value in settings.items()),
+        ]
+        return "\n".join(lines) + "\n"

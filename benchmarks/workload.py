@@ -1,0 +1,52 @@
+"""The Postgres that every measure runs on, and who asks it what.
+
+The same server, role, database and tables for both poolers and for all measures of a run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from benchmarks import pgbench, servers
+from pooler.demo.postgres import EmbeddedPostgres
+
+DATABASE = "bench"
+USER = "bench"
+PASSWORD = "bench"
+_PGBENCH_SCALE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What every measure runs with. `scale` shrinks the loads that have a size instead of a duration."""
+
+    postgres: EmbeddedPostgres
+    seconds: float
+    scale: float = 1.0
+
+    def through(self, port: int) -> pgbench.Target:
+        """Point pgbench at a port."""
+        return pgbench.Target(self.postgres.bin_dir, servers.HOST, port, DATABASE, USER, PASSWORD)
+
+
+@contextmanager
+def prepared_postgres() -> Iterator[EmbeddedPostgres]:
+    """Hold a Postgres with pgbench's tables, large enough to read them from memory."""
+    settings = {
+        "max_connections": "100",
+        "shared_buffers": "512MB",
+        "work_mem": "512MB",
+        "jit": "off",
+        "autovacuum": "off",
+    }
+    with EmbeddedPostgres(settings=settings) as postgres:
+        postgres.psql(f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+        postgres.psql(f"CREATE DATABASE {DATABASE} OWNER {USER}")
+        target = Workload(postgres, 0).through(postgres.port)
+        pgbench.initialise(target, _PGBENCH_SCALE)
+        yield postgres
+
+
+def users_of(postgres: EmbeddedPostgres) -> dict[str, str]:
+    """Look up the SCRAM secret of the benchmark's role: both poolers check passwords against it."""
+    return {USER: postgres.psql(f"SELECT rolpassword FROM pg_authid WHERE rolname = '{USER}'")}

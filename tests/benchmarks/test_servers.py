@@ -1,0 +1,72 @@
+"""What is read from processes, and what PgBouncer is told."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.machine import cpu_model, label
+from benchmarks.profile import own_and_total
+from benchmarks.servers import PgBouncer, PgFunnel, clean_environment, cpu_seconds, resident_kib, system_share
+
+SETTINGS = {"pool_mode": "transaction", "default_pool_size": "20", "auth_type": "trust"}
+
+
+def test_a_processs_cpu_is_what_it_used_and_not_what_time_passed() -> None:
+    busy = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        used = cpu_seconds(process.pid)
+        user, system = system_share(process.pid)
+        process.communicate(b"\n")
+    assert 0.2 <= used < 1.0
+    assert (user + system) / os.sysconf("SC_CLK_TCK") == pytest.approx(used, abs=0.05)
+
+
+def test_a_processs_memory_grows_with_what_it_holds() -> None:
+    before = resident_kib(os.getpid())
+    held = b"x" * (32 << 20)
+    assert 31 << 10 <= resident_kib(os.getpid()) - before <= 40 << 10
+    assert held
+
+
+def test_both_poolers_get_the_same_settings() -> None:
+    users = {"bench": "secret"}
+    bouncer = PgBouncer(SETTINGS, 5433, "bench", users).configuration().splitlines()
+    funnel = PgFunnel(SETTINGS, 5433, "bench", users).environment()
+    for name, value in SETTINGS.items():
+        assert f"{name} = {value}" in bouncer
+        assert funnel[f"PGFUNNEL_{name.upper()}"] == value
+    assert "bench = host=127.0.0.1 port=5433" in bouncer
+    assert funnel["PGFUNNEL_UPSTREAM"] == "postgresql://bench@127.0.0.1:5433/bench"
+
+
+def test_what_the_user_has_set_for_libpq_does_not_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-c jit=on")
+    monkeypatch.setenv("PGFUNNEL_POOL_MODE", "session")
+    assert not {"PGOPTIONS", "PGFUNNEL_POOL_MODE"} & {*clean_environment()}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("Intel(R) Xeon(R) Processor", "intel-xeon-2-cores"),
+        ("Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz", "intel-core-i7-8650u-2-cores"),
+        ("aarch64", "aarch64-2-cores"),
+    ],
+)
+def test_a_machine_is_named_shortly(model: str, expected: str) -> None:
+    assert label({"cpu": model, "cores": "2"}) == expected
+
+
+def test_the_processor_is_read_from_cpuinfo() -> None:
+    assert cpu_model("processor\t: 0\nmodel name\t: Example 9000\nflags\t: fpu\n") == "Example 9000"
+    assert cpu_model("processor\t: 0\nBogoMIPS\t: 50.00\n") == os.uname().machine
+
+
+def test_a_profile_counts_a_frame_itself_and_what_it_called() -> None:
+    own, total = own_and_total(["main;read 3", "main;read;hop 5", "main 1"])
+    assert own == {"read": 3, "hop": 5, "main": 1}
+    assert total == {"main": 9, "read": 8, "hop": 5}
