@@ -1,77 +1,17 @@
-"""The command line: one option per setting, --config, --help and --version.
+"""The command line: --name VALUE or --name=VALUE for each setting and --config; --name and --no-name for booleans.
 
-argparse does the syntax and the help. It is never left to judge, as it would stop at the first mistake.
+Done by hand, as argparse stops at the first mistake and quotes what it can't place, which may be a piece of a
+password.
 """
 
-import argparse
+import re
+from collections import deque
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from pydantic.fields import FieldInfo
-
-from config.fields import default_text, takes
-from config.settings import GROUPS, Settings
-from config.sources import CONFIG, PREFIX, Given, Reading, Source, unknown
+from config.settings import Settings
+from config.sources import CONFIG, Given, Reading, Source, unknown
 
 _PLACE = "command line"
-_WIDTH = 80
-
-
-class _Remember(argparse.Action):
-    """Notes an option with the name it was called by and its value; None where that is missing."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002
-        namespace: argparse.Namespace,
-        values: str | Sequence[object] | None,
-        option_string: str | None = None,
-    ) -> None:
-        namespace.options.append((self.dest, option_string, values))
-
-
-def read_command_line(arguments: Sequence[str]) -> Reading:
-    """Read the arguments, without the program's name. --help and --version print and raise SystemExit."""
-    reading = Reading()
-    namespace = argparse.Namespace(options=[])
-    _, rest = _parser().parse_known_args(arguments, namespace)
-    for name, option, value in namespace.options:
-        source = Source(option, _PLACE)
-        field = Settings.model_fields.get(name)
-        if field is not None and field.annotation is bool:
-            if option.startswith("--no-"):
-                if value is not None:
-                    reading.mistakes.append(f"{option}: it takes no value ({_PLACE})")
-                value = "0"
-            elif value is None:
-                value = "1"
-        if value is None:
-            reading.mistakes.append(f"{option}: its value is missing ({_PLACE})")
-        else:
-            reading.given[name] = Given(value, source)
-    reading.mistakes += _strangers(rest)
-    return reading
-
-
-def _strangers(arguments: Sequence[str]) -> list[str]:
-    """Return the mistakes for what argparse could not place. Nothing but option names is quoted: all else, such as
-    the end of a password with a space in it, may be secret."""
-    mistakes: list[str] = []
-    after_stranger = False
-    for argument in arguments:
-        if argument.startswith("-"):
-            name = argument.partition("=")[0]
-            mistakes.append(
-                unknown(Source(name, _PLACE), [option_name(each) for each in Settings.model_fields])
-            )
-            after_stranger = "=" not in argument
-        elif after_stranger:
-            after_stranger = False  # probably its value
-        else:
-            mistakes.append(
-                f"an argument belongs to no option: every value has a --name before it ({_PLACE})"
-            )
-    return mistakes
 
 
 def option_name(name: str) -> str:
@@ -79,52 +19,37 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pgfunnel",
-        usage="pgfunnel --upstream postgresql://user:password@host:port/dbname [options]",
-        description="A connection pooler for PostgreSQL. Each option may also be given as the environment variable "
-        "named after it, or by its name with underscores in a TOML file. The command line goes before the "
-        "environment, and that before the file.",
-        add_help=False,
-        allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=8, width=_WIDTH),
-    )
-    general = parser.add_argument_group("General")
-    general.add_argument("-h", "--help", action="help", help="Show this help.")
-    general.add_argument(
-        "-V",
-        "--version",
-        action="version",
-        version=f"pgfunnel {version('pgfunnel')}",
-        help="Show the version.",
-    )
-    general.add_argument(
-        "--config",
-        dest=CONFIG,
-        metavar="FILE",
-        nargs="?",
-        action=_Remember,
-        help=f"TOML file of settings. [{PREFIX}CONFIG]",
-    )
-    for group in GROUPS:
-        options = parser.add_argument_group(group.__name__, group.__doc__)
-        for name, field in group.model_fields.items():
-            _add_option(options, name, field)
-    return parser
+def is_boolean(name: str) -> bool:
+    """Tell whether a setting's option may stand without a value, and as --no-name."""
+    return name in Settings.model_fields and Settings.model_fields[name].annotation is bool
 
 
-def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
-    flags = [option_name(name)]
-    if field.annotation is bool:
-        flags.append(f"--no-{flags[0][2:]}")
-    group.add_argument(
-        *flags,
-        dest=name,
-        metavar=takes(field).metavar,
-        nargs="?",  # a missing value is reported with all other mistakes
-        action=_Remember,
-        help=f"{field.description} [{PREFIX}{name.upper()}, default: {default_text(field)}]".replace(
-            "%", "%%"
-        ),
-    )
+def read_command_line(arguments: Sequence[str]) -> Reading:
+    """Read the arguments, without the program's name. Where an option is repeated, the last one counts."""
+    reading = Reading()
+    options = {option_name(name): name for name in (*Settings.model_fields, CONFIG)}
+    negations = {f"--no-{option[2:]}": name for option, name in options.items() if is_boolean(name)}
+    rest = deque(arguments)
+    while rest:
+        option, equals, text = rest.popleft().partition("=")
+        value = text if equals else None
+        # An unknown option takes its value along. No value begins with --: that one must be --name=--value.
+        if not equals and option.startswith("--") and option not in negations and rest and rest[0][:2] != "--":
+            value = rest.popleft()
+
+        name, source = options.get(option), Source(option, _PLACE)
+        if name is not None and value is not None:
+            reading.given[name] = Given(value, source)
+        elif name is not None and is_boolean(name):
+            reading.given[name] = Given("1", source)
+        elif name is not None:
+            reading.mistakes.append(f"{option}: its value is missing ({_PLACE})")
+        elif option in negations and value is None:
+            reading.given[negations[option]] = Given("0", source)
+        elif option in negations:
+            reading.mistakes.append(f"{option}: it takes no value ({_PLACE})")
+        elif re.fullmatch(r"--[\w-]+|-\w", option):
+            reading.mistakes.append(unknown(source, [*options, *negations]))
+        else:
+            reading.mistakes.append(f"an argument without an option: a --name goes before each value ({_PLACE})")
+    return reading

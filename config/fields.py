@@ -5,12 +5,12 @@ Each kind carries the words that say what it takes, so that error messages, --he
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, SecretStr
+from pydantic import AfterValidator, BeforeValidator, DirectoryPath, Field, InstanceOf, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
@@ -19,10 +19,11 @@ from config.upstream import Upstream
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """What a setting takes: `metavar` for --help, `words` to complete "... is not"."""
+    """What a setting takes: `metavar` for --help, `words` to complete "... is not", `write` to show a default."""
 
     metavar: str
     words: str
+    write: Callable[[Any], str] = str
 
 
 def takes(field: FieldInfo) -> Takes:
@@ -36,6 +37,12 @@ def takes(field: FieldInfo) -> Takes:
     raise TypeError(f"{field.annotation} does not say what it takes")
 
 
+def default_text(field: FieldInfo) -> str:
+    """Return the default of an optional field as one would write it, "empty" for nothing."""
+    default: object = field.get_default(call_default_factory=True, validated_data={})
+    return takes(field).write(default) if default or default == 0 else "empty"
+
+
 def _not_a_boolean(value: object) -> object:
     # pydantic would read `listen_port = true` in a TOML file as port 1.
     if isinstance(value, bool):
@@ -46,16 +53,14 @@ def _not_a_boolean(value: object) -> object:
 def _without_zero_byte(value: str) -> str:
     # It would end the string early on its way to Postgres.
     if "\0" in value:
-        raise ValueError("it has a zero byte in it")
+        raise ValueError("has a zero byte in it")
     return value
 
 
 def _addresses(value: object) -> object:
     if isinstance(value, str):
         value = [address.strip() for address in value.split(",")] if value.strip() else []
-    if isinstance(value, (list, tuple)) and not all(
-        isinstance(each, str) and _is_address(each) for each in value
-    ):
+    if isinstance(value, (list, tuple)) and not all(isinstance(each, str) and _is_address(each) for each in value):
         raise PydanticKnownError("list_type")
     return value
 
@@ -91,17 +96,17 @@ def _users(value: object) -> object:
             value = json.loads(value or "{}")
         except json.JSONDecodeError as error:
             # error.msg and the position only: str(error.doc) is full of passwords.
-            message = f"it is not JSON: {error.msg} at column {error.pos + 1}"
+            message = f"is not JSON: {error.msg} at character {error.pos + 1}"
             raise ValueError(message) from None
     if isinstance(value, Mapping) and "" in value:
-        raise ValueError("a user name is empty")
+        raise ValueError("has an empty user name")
     return value
 
 
 _Number = BeforeValidator(_not_a_boolean)
 _Times = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 
-Seconds = Annotated[_Times, Takes("SECONDS", "a number of seconds, 0 or more")]
+Seconds = Annotated[_Times, Takes("SECONDS", "a number of seconds, 0 or more", "{:g}".format)]
 Milliseconds = Annotated[
     int,
     Field(ge=0, le=2**31 - 1),
@@ -110,9 +115,7 @@ Milliseconds = Annotated[
 ]
 Port = Annotated[int, Field(ge=0, le=65535), _Number, Takes("PORT", "a port number from 0 to 65535")]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 0 or more")]
-PositiveCount = Annotated[
-    int, Field(ge=1, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 1 or more")
-]
+PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 1 or more")]
 # Linux refuses more than these in setsockopt (MAX_TCP_KEEPCNT, MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL).
 KeepaliveCount = Annotated[int, Field(ge=0, le=127), _Number, Takes("COUNT", "a whole number from 0 to 127")]
 KeepaliveSeconds = Annotated[
@@ -124,22 +127,22 @@ PacketSize = Annotated[
     _Number,
     Takes("BYTES", "a whole number of bytes from 1024 to 2147483647"),
 ]
-Boolean = Annotated[bool, Takes("0|1", "0 or 1 (nor false or true, no or yes, off or on)")]
+Boolean = Annotated[bool, Takes("0|1", "0 or 1 (or false/true, no/yes, off/on)", "{:d}".format)]
 Text = Annotated[str, AfterValidator(_without_zero_byte), Takes("TEXT", "text")]
-Address = Annotated[
-    str | None, BeforeValidator(_address_or_none), Takes("ADDRESS", "an address or a host name")
-]
+Address = Annotated[str | None, BeforeValidator(_address_or_none), Takes("ADDRESS", "an address or a host name")]
 Addresses = Annotated[
     tuple[str, ...],
     BeforeValidator(_addresses),
-    Takes("ADDRESS,...", "a comma-separated list of addresses, host names or *"),
+    Takes("ADDRESS,...", "a comma-separated list of addresses, host names or *", ",".join),
 ]
 File = Annotated[Path | None, BeforeValidator(_path_or_none), Takes("FILE", "the path of a file")]
 Directory = Annotated[
-    Path | None, BeforeValidator(_path_or_none), Takes("DIRECTORY", "the path of a directory")
+    DirectoryPath | None, BeforeValidator(_path_or_none), Takes("DIRECTORY", "the path of a directory that exists")
 ]
 SocketMode = Annotated[
-    int, BeforeValidator(_socket_mode), Takes("MODE", "a file mode in octal digits, as text, such as 0777")
+    int,
+    BeforeValidator(_socket_mode),
+    Takes("MODE", "a file mode in octal digits, as text, such as 0777", "{:04o}".format),
 ]
 UpstreamUrl = Annotated[
     InstanceOf[Upstream],
@@ -151,17 +154,3 @@ Users = Annotated[
     BeforeValidator(_users),
     Takes("JSON", "a TOML table, or a JSON object, of user names and passwords"),
 ]
-
-
-def default_text(field: FieldInfo) -> str:
-    """Return a field's default as one would write it, or a word for none."""
-    default = field.get_default(call_default_factory=True, validated_data={})
-    if field.is_required():
-        return "none, must be given"
-    if isinstance(default, bool):
-        return str(int(default))
-    if isinstance(default, float):
-        return f"{default:g}"
-    if isinstance(default, tuple):
-        return ",".join(default)
-    return str(default) if default else "none"

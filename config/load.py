@@ -3,9 +3,11 @@
 pydantic judges the values. Which of them counts, where it came from and how a mistake reads is decided here.
 """
 
+import sys
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import SecretStr, ValidationError
@@ -15,16 +17,17 @@ from config import userlist
 from config.command_line import option_name, read_command_line
 from config.errors import ConfigurationError
 from config.fields import takes
+from config.reference import help_text
 from config.settings import Settings
 from config.sources import CONFIG, PREFIX, Given, Reading, Source, read_environment, read_toml
 from config.upstream import mask
 
-DEFAULT = Source("default", "default")
+_LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Valid settings, the source of each, and everyone who may log in (name to password, md5 or SCRAM secret)."""
+    """Valid settings, where each came from, and who may log in (name to password, md5 or SCRAM secret)."""
 
     settings: Settings
     sources: Mapping[str, Source]
@@ -32,82 +35,93 @@ class Loaded:
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
-    """Load the settings from arguments (without the program's name), environment and the TOML file they name.
+    """Load the settings from the arguments (without the program's name), the environment and the TOML file.
 
-    Raises ConfigurationError with all mistakes, and SystemExit after --help and --version.
+    Raises ConfigurationError with all mistakes. --help and --version print and raise SystemExit.
     """
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(help_text())
+        raise SystemExit(0)
+    if "--version" in argv or "-V" in argv:
+        sys.stdout.write(f"pgfunnel {version('pgfunnel')}\n")
+        raise SystemExit(0)
+
     command_line = read_command_line(argv)
     environment = read_environment(environ)
     file = _read_file(command_line, environment)
-    mistakes = [*command_line.mistakes, *environment.mistakes, *file.mistakes]
-
     given = ChainMap(command_line.given, environment.given, file.given)
-    settings = _validate(given, mistakes)
-    listed = _read_auth_file(given.get("auth_file"), mistakes)
+    settings, wrong_values = _validate(given)
+    listed, wrong_lines = _read_auth_file(given)
+
+    mistakes = [*command_line.mistakes, *environment.mistakes, *file.mistakes, *wrong_values, *wrong_lines]
     if settings is None or mistakes:
         raise ConfigurationError(mistakes)
-
-    sources = {name: given[name].source if name in given else DEFAULT for name in Settings.model_fields}
-    return Loaded(settings, sources, _credentials(settings, listed))
+    credentials = _credentials(settings, listed)
+    if settings.auth_type != "trust" and not credentials:
+        raise ConfigurationError(
+            [f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in"]
+        )
+    sources = {name: given[name].source if name in given else Source(name, "default") for name in Settings.model_fields}
+    return Loaded(settings, sources, credentials)
 
 
 def _read_file(command_line: Reading, environment: Reading) -> Reading:
-    given = command_line.given.pop(CONFIG, None), environment.given.pop(CONFIG, None)
-    for each in given:
-        if each is not None and each.value:
-            return read_toml(Path(str(each.value)), each.source)
-    return Reading()
+    path = ChainMap(command_line.given, environment.given).get(CONFIG)
+    command_line.given.pop(CONFIG, None)
+    environment.given.pop(CONFIG, None)
+    return read_toml(Path(str(path.value)), path.source) if path is not None and path.value else Reading()
 
 
-def _validate(given: Mapping[str, Given], mistakes: list[str]) -> Settings | None:
+def _validate(given: Mapping[str, Given]) -> tuple[Settings | None, list[str]]:
+    # The exception itself goes no further: its text and its traceback could show what was given.
     try:
-        return Settings.model_validate({name: each.value for name, each in given.items()})
+        return Settings.model_validate({name: each.value for name, each in given.items()}), []
     except ValidationError as error:
-        mistakes += [_explain(details, given) for details in error.errors()]
-        return None
-
-
-def _read_auth_file(given: Given | None, mistakes: list[str]) -> Mapping[str, SecretStr]:
-    if given is None or not isinstance(given.value, str) or not given.value:
-        return {}
-    users, wrong = userlist.read(Path(given.value))
-    mistakes += [f"{given.source.name}: '{given.value}' {each} ({given.source.place})" for each in wrong]
-    return users
-
-
-def _credentials(settings: Settings, listed: Mapping[str, SecretStr]) -> dict[str, SecretStr]:
-    """Merge all users. The upstream's own password goes last: it is the one known to log in at Postgres, so a line
-    left behind in a file can't lock its user out."""
-    credentials = {**listed, **settings.users}
-    if settings.upstream.user is not None and settings.upstream.password is not None:
-        credentials[settings.upstream.user] = settings.upstream.password
-    return credentials
+        return None, [_explain(details, given) for details in error.errors()]
 
 
 def _explain(details: ErrorDetails, given: Mapping[str, Given]) -> str:
-    """Return the line for one value that pydantic refused."""
-    name = str(details["loc"][0])
+    """Return the line about one value that pydantic refused."""
+    name, *inside = map(str, details["loc"])
+    if details["type"] == "missing":
+        return f"{name}: it is missing; give {option_name(name)} postgresql://... or {PREFIX}{name.upper()}"
+    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else None
     if name not in given:
-        if name == "upstream":
-            return f"upstream: it is missing: give {option_name(name)} postgresql://... or {PREFIX}{name.upper()}"
-        return f"{name}: {details['ctx']['error']} (default)"
-    value, source = given[name].value, given[name].source
-    path = ".".join([source.name, *map(str, details["loc"][1:])])
-    if details["type"] == "value_error":
-        reason = f"{_show(name, value)}: {details['ctx']['error']}"
-    elif len(details["loc"]) > 1:
-        reason = "it is not text"
-    else:
-        reason = f"{_show(name, value)} is not {takes(Settings.model_fields[name]).words}"
-    return f"{path}: {reason} ({source.place})"
+        return f"{name}: it {reason} (default)"
+    source = given[name].source
+    if inside:
+        return f"{source.name}: the password of {'.'.join(inside)} is not text ({source.place})"
+    shown = _show(name, given[name].value)
+    return f"{source.name}: {shown} {reason or f'is not {takes(Settings.model_fields[name]).words}'} ({source.place})"
 
 
 def _show(name: str, value: object) -> str:
     """Return a value for a message, or as much of it as can't be secret."""
-    if name == "users":
-        return "the value"
+    if name == "users" or not isinstance(value, (str, int, float)):
+        return "its value"
     if isinstance(value, str):
-        return f"'{mask(value)}'" if name == "upstream" or "://" in value else f"'{value}'"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "a table" if isinstance(value, dict) else str(value)
+        text = mask(value) if name == "upstream" or "://" in value or "@" in value else value
+        return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
+    return str(value).lower()
+
+
+def _read_auth_file(given: Mapping[str, Given]) -> tuple[Mapping[str, SecretStr], list[str]]:
+    """Read the auth_file even if other settings are wrong: all mistakes at once."""
+    path = given.get("auth_file")
+    if path is None or not isinstance(path.value, str) or not path.value:
+        return {}, []
+    users, mistakes = userlist.read(Path(path.value))
+    name, place = path.source.name, path.source.place
+    return users, [f"{name}: {_show('auth_file', path.value)} {mistake} ({place})" for mistake in mistakes]
+
+
+def _credentials(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    """Merge all users.
+
+    The upstream's own goes last: that password is the one which logs in at Postgres, so a line left behind in a file
+    can't lock its user out.
+    """
+    credentials = {**listed, **settings.users}
+    if settings.upstream.user is not None and settings.upstream.password is not None:
+        credentials[settings.upstream.user] = settings.upstream.password
+    return credentials

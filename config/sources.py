@@ -1,7 +1,7 @@
-"""Where values come from: the environment and the TOML file. (The command line has its own module.)
+"""Where values come from: the environment and the TOML file. The command line has a module of its own.
 
-Reading never stops at the first mistake and judges no values: a Reading has what was given, each value with its
-source, and what is wrong with the names.
+Reading stops at no mistake and judges no value. A Reading has what was given, each value with its source, and what
+is wrong with the names.
 """
 
 import difflib
@@ -20,7 +20,10 @@ CONFIG = "config"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value came from: `name` as its source writes it, and the place ("default" where nothing was given)."""
+    """Where a value came from: its name as written there, and the place.
+
+    The place is the path of a file, or one of command line, environment and default.
+    """
 
     name: str
     place: str
@@ -88,6 +91,8 @@ def read_toml(path: Path, source: Source) -> Reading:
             key_source = Source(key, str(path))
             if key in Settings.model_fields:
                 reading.given[key] = Given(value, key_source)
+            elif isinstance(value, dict):
+                reading.mistakes.append(f"{key}: settings stand in no table but [users] ({path})")
             else:
                 reading.mistakes.append(unknown(key_source, Settings.model_fields))
     return reading

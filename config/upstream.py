@@ -52,13 +52,13 @@ class Upstream:
         """
         scheme, separator, rest = url.strip().partition("://")
         if not separator or scheme.lower() not in SCHEMES:
-            raise ValueError("it does not begin with postgresql://")
+            raise ValueError("does not begin with postgresql://")
         rest, _, query = rest.partition("?")
         authority, _, path = rest.partition("/")
         if "#" in authority + path + query or "@" in path + query:
-            raise ValueError("percent-encode / ? # and @ in user names and passwords (/ is %2F, @ is %40)")
+            raise ValueError("has a / ? # or @ where it must be percent-encoded (as %2F %3F %23 %40)")
         if "/" in path:
-            raise ValueError("the database name has a / in it (percent-encode it as %2F)")
+            raise ValueError("has a / in its database name (percent-encode it as %2F)")
 
         userinfo, _, location = authority.rpartition("@")
         user, _, password = userinfo.partition(":")
@@ -67,7 +67,7 @@ class Upstream:
         host = options.get("host") or host
         port = options.get("port") or port
         if not host:
-            raise ValueError("it names no host (for a Unix socket: postgresql:///dbname?host=/directory)")
+            raise ValueError("names no host (for a Unix socket: postgresql:///dbname?host=/directory)")
         _check_host(host)
         secret = _decode(password)
         return cls(
@@ -124,29 +124,29 @@ def _host_and_port(location: str) -> tuple[str, str]:
     if location.startswith("["):
         address, bracket, port = location[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
-            raise ValueError("its IPv6 address is not closed by ] and, if need be, :port")
+            raise ValueError("has an IPv6 address that is not closed by ] and, if need be, :port")
         address = _decode(address)
         try:
             IPv6Address(address)
         except AddressValueError:
-            raise ValueError("what stands in [ ] is not an IPv6 address") from None
+            raise ValueError("has something other than an IPv6 address in its brackets") from None
         return address, port[1:]
     if location.count(":") > 1 and "," not in location:
-        raise ValueError("an IPv6 address stands in brackets: postgresql://[::1]:5432/dbname")
+        raise ValueError("has an IPv6 address without brackets (write postgresql://[::1]:5432/dbname)")
     host, _, port = location.partition(":")
     return _decode(host), port
 
 
 def _check_host(host: str) -> None:
     if "," in host:
-        raise ValueError("it names several hosts, where pgfunnel takes one")
+        raise ValueError("names several hosts, of which pgfunnel takes only one")
     if not host.startswith("/") and re.search(r"[\s/\x00-\x1f]", host):
-        raise ValueError("its host is neither a name, nor an address, nor a directory that begins with /")
+        raise ValueError("has a host that is neither a name, nor an address, nor a directory beginning with /")
 
 
 def _port_number(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise ValueError("its port is not a number from 1 to 65535")
+        raise ValueError("has a port that is not a number from 1 to 65535")
     return int(text)
 
 
@@ -158,23 +158,25 @@ def _options(query: str) -> dict[str, str]:
         if name in ("host", "port") and equals:
             options[name] = value
         elif name == "sslmode" and value in _TLS_SSLMODES:
-            raise ValueError(f"sslmode={value} needs TLS to Postgres, which pgfunnel does not have yet")
+            raise ValueError(f"asks for sslmode={value}, but pgfunnel has no TLS to Postgres yet")
         elif name == "sslmode" and value not in _PLAINTEXT_SSLMODES:
-            raise ValueError(f"its sslmode is not one of {', '.join(_PLAINTEXT_SSLMODES)}")
+            raise ValueError(f"has an sslmode that is not one of {', '.join(_PLAINTEXT_SSLMODES)}")
         elif name != "sslmode":
             if not equals or not name.replace("_", "").isalpha():
-                raise ValueError("what follows the ? is not in the form name=value")
-            raise ValueError(f"the option {name} is not taken: {_INSTEAD.get(name, 'leave it out')}")
+                raise ValueError("has something after its ? that is not in the form name=value")
+            raise ValueError(f"has the option {name}, which is not taken: {_INSTEAD.get(name, 'leave it out')}")
     return options
 
 
 def _decode(text: str) -> str:
+    """Undo the percent-encoding."""
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
-        raise ValueError("it has a % without two hexadecimal digits after it (write a plain % as %25)")
+        raise ValueError("has a % without two hexadecimal digits after it (write a plain % as %25)")
     try:
         decoded = unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise ValueError("its percent-encoding does not decode to UTF-8") from None
+        decoded.encode()  # a variable that is not UTF-8 reaches us with surrogates in it
+    except UnicodeError:
+        raise ValueError("is not UTF-8 throughout") from None
     if "\0" in decoded:
-        raise ValueError("it has a zero byte in it")
+        raise ValueError("has a zero byte in it")
     return decoded
