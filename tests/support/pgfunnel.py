@@ -1,0 +1,200 @@
+"""Runs pgfunnel as its users do: a process of its own, settings on the command line, a log on stderr.
+
+Leaving it is a test too: it must end with status 0 on SIGTERM, and must never have logged a traceback.
+"""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote
+
+import psutil
+
+from tests.support.wire import Wire
+
+Setting = str | int | float
+
+START_TIMEOUT: Final = 20.0
+STOP_TIMEOUT: Final = 20.0
+
+
+class Pgfunnel:
+    """One pgfunnel in front of `upstream`. Settings are given by their names: default_pool_size=3.
+
+    `userlist` are (user, password) pairs for auth_file, `toml` the text of a --config file.
+    """
+
+    command: tuple[str, ...] = (sys.executable, "-m", "pooler.main")
+    host: Final = "127.0.0.1"
+
+    def __init__(
+        self,
+        upstream: str,
+        *,
+        userlist: dict[str, str] | None = None,
+        toml: str = "",
+        open_files: int | None = None,
+        **settings: Setting,
+    ) -> None:
+        self.port = free_port()
+        self.metrics_port = free_port()
+        self.log: list[str] = []
+        self._directory = tempfile.TemporaryDirectory(prefix="pgfunnel-test-")
+        defaults: dict[str, Setting] = {"upstream": upstream, "auth_type": "trust"}
+        ports: dict[str, Setting] = {"listen_port": self.port, "metrics_port": self.metrics_port}
+        files: dict[str, Setting] = {}
+        if userlist is not None:
+            files["auth_file"] = self._file(
+                "userlist.txt", "".join(f'"{user}" "{password}"\n' for user, password in userlist.items())
+            )
+        if toml:
+            files["config"] = self._file("pgfunnel.toml", toml)
+        self.settings = {**defaults, **ports, **files, **settings}
+        self._open_files = open_files
+        self._logged = threading.Condition()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            status = self.stop()
+        finally:
+            self._directory.cleanup()
+        log = "\n".join(self.log)
+        assert "Traceback" not in log, log
+        if kind is None:
+            assert status == 0, f"pgfunnel ended with {status}:\n{log}"
+
+    def start(self) -> None:
+        """Start it and return once it accepts clients."""
+        self.launch()
+        self.wait_for_log("event=listening")
+
+    def launch(self) -> None:
+        """Start it without waiting, for configurations that it should refuse."""
+        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
+        command = [*self.command, *arguments]
+        if self._open_files is not None:
+            command = ["prlimit", f"--nofile={self._open_files}:{self._open_files}", *command]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if not name.startswith("PG")},
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def stop(self) -> int:
+        """End it with SIGTERM, if it still runs, and return its exit status."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return self.wait(STOP_TIMEOUT)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = STOP_TIMEOUT) -> int:
+        """Return the exit status; killed, and a failure, if it does not end by itself."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"did not end within {timeout} s:\n" + "\n".join(self.log)) from None
+        finally:
+            self._reader.join()
+        return status
+
+    def url(self, dbname: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
+        secret = "" if password is None else f":{quote(password, safe='')}"
+        return f"postgresql://{user}{secret}@{self.host}:{self.port}/{dbname}"
+
+    def connect(self) -> Wire:
+        """Open a raw connection that has said nothing yet."""
+        return Wire(self.host, self.port)
+
+    def login(self, user: str = "postgres", dbname: str = "postgres", password: str = "") -> Wire:
+        """Open a raw connection and log in."""
+        return self.connect().login(user, dbname, password)
+
+    def wait_for_log(self, pattern: str, timeout: float = START_TIMEOUT) -> str:
+        """Return the first line that `pattern` is found in, once there is one."""
+        with self._logged:
+            self._logged.wait_for(lambda: self._find(pattern) or not self._reader.is_alive(), timeout)
+            line = self._find(pattern)
+        if line is None:
+            raise AssertionError(f"no {pattern!r} in the log:\n" + "\n".join(self.log))
+        return line
+
+    def http(self, path: str) -> tuple[int, str]:
+        """GET a path of the metrics port: the status and the body."""
+        try:
+            with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def rss(self) -> int:
+        """Resident memory in bytes."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def open_sockets(self) -> int:
+        """TCP connections it has open, of clients and of servers, in any state."""
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
+        return sum(each.status != psutil.CONN_LISTEN for each in connections)
+
+    def _find(self, pattern: str) -> str | None:
+        return next((line for line in self.log if re.search(pattern, line)), None)
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                with self._logged:
+                    self.log.append(line.rstrip("\n"))
+                    self._logged.notify_all()
+        with self._logged:
+            self._logged.notify_all()
+
+    def _file(self, name: str, text: str) -> str:
+        path = Path(self._directory.name, name)
+        path.write_text(text)
+        return str(path)
+
+
+def free_port() -> int:
+    """Return a free port below the ephemeral range, so that no outgoing connection takes it meanwhile."""
+    while True:
+        port = random.randrange(10_240, 32_768)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def eventually(check: Callable[[], bool], timeout: float = 10.0) -> None:
+    """Wait for something that announces itself nowhere, such as another session's end in pg_stat_activity."""
+    deadline = time.monotonic() + timeout
+    while not check():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
