@@ -1,5 +1,6 @@
 """Runs one measure on pgfunnel alone under py-spy and prints where its time goes."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from benchmarks.workload import Workload
 
 _RATE = 400
 _SHOWN = 30
+_LINE_NUMBER = re.compile(r":\d+\)")
 
 
 def profile(measure: Measure, workload: Workload, say: run.Report) -> None:
@@ -42,12 +44,12 @@ def profile(measure: Measure, workload: Workload, say: run.Report) -> None:
 
 
 def own_and_total(stacks: Iterable[str]) -> tuple[Counter[str], Counter[str]]:
-    """Count samples in each frame itself, and below it, from lines of `outer;...;inner count`."""
+    """Count samples in each function itself, and below it, from lines of `outer;...;inner count`."""
     own: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for line in stacks:
         stack, _, count = line.rpartition(" ")
-        frames = stack.split(";")
+        frames = _LINE_NUMBER.sub(")", stack).split(";")
         own[frames[-1]] += int(count)
         for frame in {*frames}:
             total[frame] += int(count)

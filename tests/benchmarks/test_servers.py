@@ -66,7 +66,12 @@ def test_the_processor_is_read_from_cpuinfo() -> None:
     assert cpu_model("processor\t: 0\nBogoMIPS\t: 50.00\n") == os.uname().machine
 
 
-def test_a_profile_counts_a_frame_itself_and_what_it_called() -> None:
-    own, total = own_and_total(["main;read 3", "main;read;hop 5", "main 1"])
-    assert own == {"read": 3, "hop": 5, "main": 1}
-    assert total == {"main": 9, "read": 8, "hop": 5}
+def test_a_profile_counts_a_function_itself_and_what_it_called() -> None:
+    own, total = own_and_total(["main (a.py:1);read (b.c:7) 3", "main (a.py:2);read (b.c:8);hop 5", "main (a.py:2) 1"])
+    assert own == {"read (b.c)": 3, "hop": 5, "main (a.py)": 1}
+    assert total == {"main (a.py)": 9, "read (b.c)": 8, "hop": 5}
+
+
+def test_a_function_that_calls_itself_is_counted_once() -> None:
+    _, total = own_and_total(["walk (a.py:1);walk (a.py:1) 4"])
+    assert total == {"walk (a.py)": 4}
