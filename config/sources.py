@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from config.files import read_text
 from config.settings import Settings
 
 PREFIX = str(Settings.model_config["env_prefix"])
@@ -75,26 +76,24 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 
 def read_toml(path: Path, source: Source) -> Reading:
-    """Read a TOML file of settings at its top level, and the table [users]."""
+    """Read a TOML file of settings at its top level, and the table [users]. `source` is what named the file."""
     reading = Reading()
+    document: dict[str, object] = {}
     try:
-        document = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        reading.mistakes.append(f"{source.name}: '{path}' cannot be read: {error.strerror} ({source.place})")
-    except UnicodeDecodeError:
-        reading.mistakes.append(f"{source.name}: '{path}' is not UTF-8 ({source.place})")
+        document = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         # Its message says what is wrong and in which line, and quotes no values.
         reading.mistakes.append(f"{path}: not TOML: {error}")
-    else:
-        for key, value in document.items():
-            key_source = Source(key, str(path))
-            if key in Settings.model_fields:
-                reading.given[key] = Given(value, key_source)
-            elif isinstance(value, dict):
-                reading.mistakes.append(f"{key}: settings stand in no table but [users] ({path})")
-            else:
-                reading.mistakes.append(unknown(key_source, Settings.model_fields))
+    except ValueError as error:
+        reading.mistakes.append(f"{source.name}: '{path}' {error} ({source.place})")
+    for key, value in document.items():
+        key_source = Source(key, str(path))
+        if key in Settings.model_fields:
+            reading.given[key] = Given(value, key_source)
+        elif isinstance(value, dict):
+            reading.mistakes.append(f"{key}: settings stand in no table but [users] ({path})")
+        else:
+            reading.mistakes.append(unknown(key_source, Settings.model_fields))
     return reading
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from pydantic import SecretStr
 
+from config.files import read_text
+
 _FIELD = r'"((?:[^"]|"")*)"'
 # Whatever follows the two fields is left alone, as PgBouncer does; but it must not touch the second field, where
 # it would mean a quote that was not doubled and a password cut short.
@@ -48,11 +50,6 @@ def parse(text: str) -> Userlist:
 def read(path: Path) -> Userlist:
     """Read and parse a userlist file. A file that can't be read is a mistake like any other."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return Userlist({}, [f"cannot be read: {error.strerror}"])
-    try:
-        return parse(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return Userlist({}, [f"line {line} is not UTF-8"])
+        return parse(read_text(path))
+    except ValueError as error:
+        return Userlist({}, [str(error)])
