@@ -53,7 +53,10 @@ class Demonstration:
         try:
             _raise_file_limit(self.clients + _OTHER_FILES)
             with self._postgres() as postgres:
-                console.print(f"Postgres {postgres.version} runs, max_connections = {self.max_connections}.")
+                console.print(
+                    f"Postgres {postgres.version} takes {self.max_connections} connections; "
+                    f"{self.clients:,} functions want one each."
+                )
                 return self._show(console, postgres)
         except (FileLimitError, PostgresNotFoundError, PostgresStartError, FunnelError) as error:
             print(f"pgfunnel demo: {error}", file=sys.stderr)
@@ -81,12 +84,7 @@ class Demonstration:
         with Funnel(settings, metrics_port=self.metrics_port or _free_port(_METRICS_PORT)) as funnel:
             url = logistics.url(listen_port)
             pooled = _unleash(storm, console, "through pgfunnel", url, postgres)
-            title = f"{self.clients:,} functions within {storm.start_within:g} s, each with a connection of its own"
-            columns = {
-                f"straight at Postgres,\nmax_connections = {self.max_connections}": direct,
-                f"through pgfunnel,\ndefault_pool_size = {self.pool_size}": pooled,
-            }
-            console.print("", side_by_side(title, columns), sep="\n")
+            console.print("", side_by_side({"straight at Postgres": direct, "through pgfunnel": pooled}), sep="\n")
             if self.once:
                 return 0 if pooled.served == pooled.requests else 1
             console.print(_what_next(postgres, funnel, url), soft_wrap=True)
@@ -100,7 +98,7 @@ def _unleash(storm: Storm, console: Console, name: str, url: str, postgres: Embe
         TextColumn(f"{name:<22}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]:,} failed"),
+        TextColumn("{task.fields[failed]:>5,} failed"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:

@@ -6,6 +6,7 @@ Schema and data are in logistics.sql. Who calls the requests, how often and how 
 from __future__ import annotations
 
 from importlib import resources
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -98,15 +99,16 @@ class OrderApi:
         self._random = random
         self._fulfillment = 0
 
-    def requests(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        """Return the requests in the order in which a function gets them."""
-        return (
-            self.list_sales,
-            self.list_inventory,
-            self.create_fulfillment,
-            self.fulfillment_status,
-            self.list_users,
-        )
+    def requests(self) -> list[Callable[[], Awaitable[None]]]:
+        """Return the requests in an order of their own, but for a status there must be a fulfillment."""
+        steps = [
+            (self.list_sales,),
+            (self.list_inventory,),
+            (self.create_fulfillment, self.fulfillment_status),
+            (self.list_users,),
+        ]
+        self._random.shuffle(steps)
+        return list(chain.from_iterable(steps))
 
     async def list_sales(self) -> None:
         """List the latest sales."""
