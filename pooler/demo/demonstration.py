@@ -111,7 +111,7 @@ def _unleash(storm: Storm, console: Console, name: str, url: str, postgres: Embe
 
 
 def _what_next(postgres: EmbeddedPostgres, funnel: Funnel, url: str) -> str:
-    psql, pgbench = (shutil.which(tool) or postgres.bin_dir / tool for tool in ("psql", "pgbench"))
+    psql, pgbench = (tool if shutil.which(tool) else postgres.bin_dir / tool for tool in ("psql", "pgbench"))
     return f"""
 Both stay up until Ctrl-C.
 
@@ -144,7 +144,7 @@ def _raise_file_limit(needed: int) -> None:
             f"raise it (ulimit -Hn {needed}) or ask for fewer --clients"
         )
     if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _free_port(usual: int) -> int:
