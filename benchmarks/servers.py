@@ -5,6 +5,7 @@ One class per pooler; both take the same settings under the same names, because 
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,10 +26,11 @@ _CPUCLOCK_SCHED = 2  # include/linux/posix-timers_types.h; clock_getcpuclockid(3
 
 
 def free_port() -> int:
-    """Find a TCP port that nobody listens on."""
-    with socket.create_server((HOST, 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """Find a port below the ephemeral range, so that none of the benchmark's own clients takes it meanwhile."""
+    while True:
+        port = random.randrange(10_240, 32_768)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def clean_environment() -> dict[str, str]:
@@ -167,7 +169,7 @@ class PgFunnel(Pooler):
             "auth_file": str(self.directory / "userlist.txt"),
             "listen_addr": HOST,
             "listen_port": str(self.port),
-            "metrics_port": str(free_port()),
+            "metrics_port": "0",
         }
         return super().environment() | {f"PGFUNNEL_{name.upper()}": value for name, value in settings.items()}
 
