@@ -12,4 +12,4 @@ class ConfigurationError(Exception):
     def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(mistakes)
         count = "a mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
-        super().__init__("\n  ".join([f"{count} in the settings (pgfunnel --help lists them)", *self.mistakes]))
+        super().__init__("\n  ".join([f"{count} in the settings (pgfunnel --help explains them)", *self.mistakes]))

@@ -72,12 +72,12 @@ def _is_address(text: str) -> bool:
 def _address_or_none(value: object) -> object:
     if isinstance(value, str) and value and not _is_address(value):
         raise PydanticKnownError("string_type")
-    return value or None
+    return _empty_as_none(value)
 
 
-def _path_or_none(value: object) -> object:
-    # An empty value unsets it, as in PgBouncer: an environment variable can't be taken back in any other way.
-    return value or None
+def _empty_as_none(value: object) -> object:
+    # As in PgBouncer. What a file or an image sets can't be unset by a variable in any other way.
+    return None if value == "" else value
 
 
 def _socket_mode(value: object) -> int:
@@ -135,9 +135,9 @@ Addresses = Annotated[
     BeforeValidator(_addresses),
     Takes("ADDRESS,...", "a comma-separated list of addresses, host names or *", ",".join),
 ]
-File = Annotated[Path | None, BeforeValidator(_path_or_none), Takes("FILE", "the path of a file")]
+File = Annotated[Path | None, BeforeValidator(_empty_as_none), Takes("FILE", "the path of a file")]
 Directory = Annotated[
-    DirectoryPath | None, BeforeValidator(_path_or_none), Takes("DIRECTORY", "the path of a directory that exists")
+    DirectoryPath | None, BeforeValidator(_empty_as_none), Takes("DIRECTORY", "the path of a directory that exists")
 ]
 SocketMode = Annotated[
     int,

@@ -96,6 +96,8 @@ def mask(text: str) -> str:
 
     For error messages: it errs on hiding too much, as a mistyped URL may have its password anywhere.
     """
+    if not text:
+        return ""
     scheme, separator, rest = text.strip().partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z0-9+.-]*", scheme):
         return "***"

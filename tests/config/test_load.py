@@ -157,7 +157,7 @@ def test_all_mistakes_of_all_sources_come_in_one_message(toml: Path) -> None:
             {"PGFUNNEL_MAX_CLIENT_CON": "5", "PGFUNNEL_QUERY_TIMEOUT": "30s", "HOME": "/root"},
         )
     head, *lines = str(raised.value).split("\n")
-    assert head == "8 mistakes in the settings (pgfunnel --help lists them)"
+    assert head == "8 mistakes in the settings (pgfunnel --help explains them)"
     assert sorted(lines) == sorted(
         [
             "  --listen-prot: there is no such setting; did you mean --listen-port? (command line)",
@@ -248,6 +248,7 @@ def test_variables_that_kubernetes_sets_for_services_named_after_us_are_passed_o
         ("users", '["alice"]', "its value is not a TOML table, or a JSON object, of user names and passwords"),
         ("users", '{"": "secret"}', "its value has an empty user name"),
         ("users", '{"alice": 17}', "the password of alice is not text"),
+        ("upstream", "", "'' does not begin with postgresql://"),
         ("upstream", "db:5432", "'***' does not begin with postgresql://"),
         ("pool_mode", UPSTREAM, "'postgresql://app:***@db/orders' is not one of session, transaction, statement"),
         ("pool_mode", "x" * 5000, f"'{'x' * 100}...' is not one of session, transaction, statement"),
@@ -276,6 +277,8 @@ def test_an_impossible_value_is_refused_by_name_value_and_source(name: str, text
         ("listen_addr = 1", "listen_addr: 1 is not a comma-separated list of addresses, host names or *"),
         ("upstream = 5", "upstream: 5 is not a URL of the form postgresql://user:password@host:port/dbname"),
         ('auth_file = "\\u0000"', r"auth_file: '\x00' cannot be read: it has a character that no path can have"),
+        ("auth_file = false", "auth_file: false is not the path of a file"),
+        ("metrics_addr = false", "metrics_addr: false is not an address or a host name"),
         ("auth_file = 5", "auth_file: 5 is not the path of a file"),
         ("users = 5", "users: its value is not a TOML table, or a JSON object, of user names and passwords"),
         ("users = { alice = 5 }", "users: the password of alice is not text"),
