@@ -70,7 +70,7 @@ def _is_address(text: str) -> bool:
 
 
 def _address_or_none(value: object) -> object:
-    if isinstance(value, str) and value and not _is_address(value):
+    if isinstance(value, str) and value and (value == "*" or not _is_address(value)):
         raise PydanticKnownError("string_type")
     return _empty_as_none(value)
 

@@ -243,7 +243,7 @@ class Metrics(BaseModel):
     """The HTTP port for /metrics, /healthz and /readyz."""
 
     metrics_addr: Address = Field(
-        default="127.0.0.1", description="Address of the metrics port, * for all; empty for no such port."
+        default="127.0.0.1", description="Address of the metrics port, 0.0.0.0 for all; empty for no such port."
     )
     metrics_port: Port = Field(default=9127, description="The metrics port. 0 takes any free one.")
 

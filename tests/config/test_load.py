@@ -229,6 +229,7 @@ def test_variables_that_kubernetes_sets_for_services_named_after_us_are_passed_o
         ("listen_port", "", "'' is not a port number from 0 to 65535"),
         ("listen_addr", "a b", "'a b' is not a comma-separated list of addresses, host names or *"),
         ("listen_addr", "127.0.0.1,", "'127.0.0.1,' is not a comma-separated list of addresses, host names or *"),
+        ("metrics_addr", "*", "'*' is not an address or a host name"),
         ("metrics_addr", "127.0.0.1,::1", "'127.0.0.1,::1' is not an address or a host name"),
         ("unix_socket_dir", "/none/such", "'/none/such' is not the path of a directory that exists"),
         ("unix_socket_mode", "0888", "'0888' is not a file mode in octal digits, as text, such as 0777"),
