@@ -51,6 +51,50 @@ class ServerError(Exception):
         self.severity = error.fields["S"]
 
 
+class Login:
+    """The client's half of a login, without a socket: `answer` each message of the server until `ready`."""
+
+    def __init__(self, user: str, password: str = "") -> None:
+        self.ready = False
+        self.parameters: dict[str, str] = {}
+        self.backend_pid = 0
+        self.cancel_key = b""
+        self._user = user
+        self._password = password
+        self._scram: ScramClient | None = None
+
+    def answer(self, told: Message) -> bytes:
+        """Return what to send, often nothing; raises ServerError if the server refuses."""
+        kind, payload = told
+        if kind == "E":
+            raise ServerError(told)
+        if kind == "R":
+            return self._authenticate(struct.unpack("!I", payload[:4])[0], payload[4:])
+        if kind == "S":
+            name, value, _ = payload.decode().split("\0")
+            self.parameters[name] = value
+        elif kind == "K":
+            self.backend_pid, self.cancel_key = struct.unpack("!I", payload[:4])[0], payload[4:]
+        elif kind == "Z":
+            self.ready = True
+        return b""
+
+    def _authenticate(self, method: int, data: bytes) -> bytes:
+        if method == 3:
+            return password_message(self._password)
+        if method == 5:
+            return password_message(md5_password(self._user, self._password, data))
+        if method == 10:
+            self._scram = ScramClient(["SCRAM-SHA-256"], self._user, self._password)
+            return sasl_initial_response("SCRAM-SHA-256", self._scram.get_client_first().encode())
+        if method == 11 and self._scram is not None:
+            self._scram.set_server_first(data.decode())
+            return message("p", self._scram.get_client_final().encode())
+        if method == 12 and self._scram is not None:
+            self._scram.set_server_final(data.decode())
+        return b""
+
+
 class Wire:
     """One connection. A read gives up after `timeout` seconds, so that a test fails instead of hanging."""
 
@@ -116,34 +160,16 @@ class Wire:
 
     def authenticate(self, user: str, password: str) -> list[Message]:
         """Answer the server's questions up to ReadyForQuery; raises ServerError if it refuses."""
+        login = Login(user, password)
         seen = []
-        scram: ScramClient | None = None
-        while True:
+        while not login.ready:
             seen.append(self.read())
-            kind, payload = seen[-1]
-            if kind == "E":
-                raise ServerError(seen[-1])
-            if kind == "S":
-                name, value = payload.rstrip(b"\0").split(b"\0") if payload[-2:] != b"\0\0" else (payload[:-2], b"")
-                self.parameters[name.decode()] = value.decode()
-            elif kind == "K":
-                self.backend_pid, self.cancel_key = struct.unpack("!I", payload[:4])[0], payload[4:]
-            elif kind == "Z":
-                return seen
-            elif kind == "R":
-                (method,) = struct.unpack("!I", payload[:4])
-                if method == 3:
-                    self.send(password_message(password))
-                elif method == 5:
-                    self.send(password_message(md5_password(user, password, payload[4:])))
-                elif method == 10:
-                    scram = ScramClient(["SCRAM-SHA-256"], "", password)
-                    self.send(sasl_initial_response("SCRAM-SHA-256", scram.get_client_first().encode()))
-                elif method == 11 and scram is not None:
-                    scram.set_server_first(payload[4:].decode())
-                    self.send(message("p", scram.get_client_final().encode()))
-                elif method == 12 and scram is not None:
-                    scram.set_server_final(payload[4:].decode())
+            if answer := login.answer(seen[-1]):
+                self.send(answer)
+        self.parameters = login.parameters
+        self.backend_pid = login.backend_pid
+        self.cancel_key = login.cancel_key
+        return seen
 
     def query(self, sql: str) -> list[Message]:
         """Return a simple query's answer, up to ReadyForQuery."""
