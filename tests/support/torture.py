@@ -69,6 +69,7 @@ async def _live(client: Client) -> None:
         await client.leave()
     except (TortureError, ServerError, OSError, EOFError) as error:  # TimeoutError is an OSError
         client.report.failures.append(f"{name}: {type(error).__name__} {error}")
+        client.vanish()
 
 
 def main() -> int:

@@ -57,7 +57,11 @@ class Answer:
         self.rows: list[str] = []
         self.copied = b""
         self.error = ""
+        self.message = ""
         self.status = ""
+
+    def __str__(self) -> str:
+        return f"{self.rows} {self.status} {self.error} {self.message}"
 
     def add(self, message: Message) -> None:
         if message.kind == "D":
@@ -65,7 +69,7 @@ class Answer:
         elif message.kind == "d":
             self.copied += message.payload
         elif message.kind == "E":
-            self.error = self.error or message.fields["C"]
+            self.error, self.message = message.fields["C"], message.fields["M"]
         elif message.kind == "Z":
             self.status = message.payload.decode()
 
@@ -141,10 +145,7 @@ class Client:
         """Read an answer, which must be exactly this."""
         answer = await self.answer()
         if (answer.rows, answer.status, answer.error) != (list(rows), status, error):
-            expected = f"{list(rows)} {status} {error}"
-            raise TortureError(
-                f"client {self.number} expected {expected}, got {answer.rows} {answer.status} {answer.error}"
-            )
+            raise TortureError(f"client {self.number} expected {list(rows)} {status} {error}, got {answer}")
 
     async def cancel(self, key: bytes) -> None:
         """Send a CancelRequest and wait until it is settled, as PQcancel does."""

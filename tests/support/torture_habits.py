@@ -83,7 +83,7 @@ async def flushes(client: Client) -> None:
         while (message := await client.read()).kind != "C":
             answer.add(message)
         if answer.rows != [token]:
-            raise TortureError(f"client {client.number} expected {token}, got {answer.rows} {answer.error}")
+            raise TortureError(f"client {client.number} expected {token}, got {answer}")
         await asyncio.sleep(client.rng.random() / 200)
     await client.send(sync())
     await client.expect()
@@ -153,7 +153,7 @@ async def cancels(client: Client) -> None:
     if answer.error == "57014" and answer.rows in ([], [token]):
         client.report.cancelled += 1
     elif answer.error or answer.rows != [token]:
-        raise TortureError(f"client {client.number} cancelled {token}, got {answer.rows} {answer.error}")
+        raise TortureError(f"client {client.number} cancelled {token}, got {answer}")
     await client.send(select(after))
     await client.expect(after)
 
