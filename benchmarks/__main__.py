@@ -71,7 +71,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 rounds, short and small: a first look, not written")
     parser.add_argument("--no-write", action="store_true", help="print the table and leave the files alone")
     parser.add_argument("--list", action="store_true", help="list the measures")
-    parser.add_argument("--profile", metavar="NAME", help="run a measure on pgfunnel alone under py-spy")
+    parser.add_argument("--profile", metavar="NAME", help="load pgfunnel alone and print where its CPU time goes")
     options = parser.parse_args(arguments)
     options.scale = 1.0
     if options.quick:

@@ -1,56 +1,70 @@
-"""Runs one measure on pgfunnel alone under py-spy and prints where its time goes."""
+"""Runs one measure on pgfunnel alone, with a sampler inside, and prints where its CPU time goes."""
 
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from benchmarks import run
 from benchmarks.measures import Measure
 from benchmarks.servers import PgFunnel
 from benchmarks.workload import Workload
 
-_RATE = 400
-_SHOWN = 30
+_SAMPLES = 3
+_SHOWN = 25
 _LINE_NUMBER = re.compile(r":\d+\)")
 
 
+class SampledPgFunnel(PgFunnel):
+    """pgfunnel under benchmarks.sampler."""
+
+    @property
+    def stacks(self) -> Path:
+        """Where the stacks are once it has stopped."""
+        return Path(tempfile.gettempdir()) / "pgfunnel.stacks"
+
+    def command(self) -> list[str]:
+        """Run the sampler, which runs pgfunnel."""
+        return [sys.executable, "-m", "benchmarks.sampler", str(self.stacks)]
+
+
+@dataclass(slots=True)
+class Profile:
+    """Samples by function: in itself, and in itself or below it; and by the line that was running."""
+
+    own: Counter[str] = field(default_factory=Counter)
+    total: Counter[str] = field(default_factory=Counter)
+    lines: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, stacks: Iterable[str]) -> Self:
+        """Count collapsed stacks: lines of `outer;...;inner count`."""
+        profile = cls()
+        for line in stacks:
+            stack, _, count = line.rpartition(" ")
+            functions = _LINE_NUMBER.sub(")", stack).split(";")
+            profile.own[functions[-1]] += int(count)
+            profile.lines[stack.rpartition(";")[2]] += int(count)
+            for function in {*functions}:
+                profile.total[function] += int(count)
+        return profile
+
+
 def profile(measure: Measure, workload: Workload, say: run.Report) -> None:
-    """Sample stacks while the measure runs, and leave them in a file that speedscope.app shows."""
-    py_spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
-    if py_spy is None:
-        say("py-spy is not installed: pip install py-spy")
-        return
-    stacks = Path(tempfile.gettempdir()) / f"pgfunnel-{measure.name}.stacks"
-    with run.prepare(PgFunnel, measure, workload) as pooler:
-        measure.sample(pooler, workload)
-        recording = ["record", "--native", "--format", "raw", "--rate", str(_RATE), "--output", str(stacks)]
-        recorder = subprocess.Popen(
-            [py_spy, *recording, "--duration", str(round(workload.seconds)), "--pid", str(pooler.pid)],
-            stdout=subprocess.DEVNULL,
-        )
-        while recorder.poll() is None:
+    """Load pgfunnel with a measure and print what its samples say."""
+    with run.prepare(SampledPgFunnel, measure, workload) as pooler:
+        stacks = pooler.stacks
+        for _ in range(_SAMPLES):
             measure.sample(pooler, workload)
-    own, total = own_and_total(stacks.read_text().splitlines())
-    samples = sum(own.values())
-    say("  own  total  where")
-    for frame, count in own.most_common(_SHOWN):
-        say(f"{count / samples:5.1%}  {total[frame] / samples:5.1%}  {frame}")
-    say(f"stacks: {stacks}")
-
-
-def own_and_total(stacks: Iterable[str]) -> tuple[Counter[str], Counter[str]]:
-    """Count samples in each function itself, and below it, from lines of `outer;...;inner count`."""
-    own: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for line in stacks:
-        stack, _, count = line.rpartition(" ")
-        frames = _LINE_NUMBER.sub(")", stack).split(";")
-        own[frames[-1]] += int(count)
-        for frame in {*frames}:
-            total[frame] += int(count)
-    return own, total
+    found = Profile.of(stacks.read_text().splitlines())
+    samples = found.own.total()
+    say(f"{samples} samples of CPU time; {stacks} has the stacks\n\n  own  total  function")
+    for name, count in found.own.most_common(_SHOWN):
+        say(f"{count / samples:5.1%}  {found.total[name] / samples:5.1%}  {name}")
+    say("\n  own  line")
+    for name, count in found.lines.most_common(_SHOWN):
+        say(f"{count / samples:5.1%}  {name}")

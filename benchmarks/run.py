@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from benchmarks.measures import Measure
 from benchmarks.results import Sample, turns
@@ -13,6 +14,7 @@ from benchmarks.workload import DATABASE, Workload, users_of
 _WARM_UP_SECONDS = 1.5
 
 Report = Callable[[str], None]
+AnyPooler = TypeVar("AnyPooler", bound=Pooler)
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ def settings_of(measure: Measure) -> Mapping[str, str]:
     }
 
 
-def prepare(contender: type[Pooler], measure: Measure, workload: Workload) -> Pooler:
+def prepare(contender: type[AnyPooler], measure: Measure, workload: Workload) -> AnyPooler:
     """Make a pooler for a measure, not started yet."""
     postgres = workload.postgres
     return contender(settings_of(measure), postgres.port, DATABASE, users_of(postgres))

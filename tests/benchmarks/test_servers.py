@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from benchmarks.machine import cpu_model, label
-from benchmarks.profile import own_and_total
 from benchmarks.servers import PgBouncer, PgFunnel, clean_environment, cpu_seconds, resident_kib, system_share
 
 SETTINGS = {"pool_mode": "transaction", "default_pool_size": "20", "auth_type": "trust"}
@@ -64,14 +63,3 @@ def test_a_machine_is_named_shortly(model: str, expected: str) -> None:
 def test_the_processor_is_read_from_cpuinfo() -> None:
     assert cpu_model("processor\t: 0\nmodel name\t: Example 9000\nflags\t: fpu\n") == "Example 9000"
     assert cpu_model("processor\t: 0\nBogoMIPS\t: 50.00\n") == os.uname().machine
-
-
-def test_a_profile_counts_a_function_itself_and_what_it_called() -> None:
-    own, total = own_and_total(["main (a.py:1);read (b.c:7) 3", "main (a.py:2);read (b.c:8);hop 5", "main (a.py:2) 1"])
-    assert own == {"read (b.c)": 3, "hop": 5, "main (a.py)": 1}
-    assert total == {"main (a.py)": 9, "read (b.c)": 8, "hop": 5}
-
-
-def test_a_function_that_calls_itself_is_counted_once() -> None:
-    _, total = own_and_total(["walk (a.py:1);walk (a.py:1) 4"])
-    assert total == {"walk (a.py)": 4}
