@@ -11,6 +11,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
+from pooler.demo.storm import Storm
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
         signal.signal(interruption, _interrupt_once)
     try:
         return Demonstration(
-            clients=options.clients,
+            storm=Storm(options.clients, own_work=options.own_work),
             pool_size=options.pool_size,
             max_connections=_MAX_CONNECTIONS,
             once=options.once,
@@ -46,13 +48,27 @@ def _parser() -> argparse.ArgumentParser:
         prog="pgfunnel demo",
         description=f"Start a Postgres that takes {_MAX_CONNECTIONS} connections, send it a storm of clients that "
         "behave like serverless functions, first directly and then through pgfunnel, and show both side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "--clients", type=_count, default=1000, metavar="N", help="functions that start within one second"
+        "--clients",
+        type=_count,
+        default=1000,
+        metavar="N",
+        help="functions that start within one second (default: %(default)s)",
     )
     parser.add_argument(
-        "--pool-size", type=_pool_size, default=20, metavar="N", help="server connections that pgfunnel may use"
+        "--own-work",
+        type=_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="about how long a function does something else after each request (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pool-size",
+        type=_pool_size,
+        default=20,
+        metavar="N",
+        help="server connections that pgfunnel may use (default: %(default)s)",
     )
     parser.add_argument(
         "--once",
@@ -60,13 +76,19 @@ def _parser() -> argparse.ArgumentParser:
         help="exit after the table instead of staying up, with status 1 if pgfunnel failed one request",
     )
     parser.add_argument(
-        "--port", type=_count, metavar="PORT", help="where pgfunnel listens; 6432 if nothing is said and it is free"
+        "--port", type=_count, metavar="PORT", help="where pgfunnel listens (default: 6432 or, if taken, another)"
     )
     parser.add_argument(
-        "--metrics-port", type=_count, metavar="PORT", help="the same for its metrics; 9127 if nothing is said"
+        "--metrics-port",
+        type=_count,
+        metavar="PORT",
+        help="where pgfunnel serves its metrics (default: 9127 or, if taken, another)",
     )
     parser.add_argument(
-        "--postgres-version", type=_count, metavar="N", help="major version; the newest there is if nothing is said"
+        "--postgres-version",
+        type=_count,
+        metavar="N",
+        help="major version of Postgres (default: the newest that is installed)",
     )
     return parser
 
@@ -75,6 +97,13 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no duration")
     return number
 
 

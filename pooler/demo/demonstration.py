@@ -39,7 +39,7 @@ class FileLimitError(Exception):
 class Demonstration:
     """What `pgfunnel demo` was asked to show; None where it may choose."""
 
-    clients: int
+    storm: Storm
     pool_size: int
     max_connections: int
     once: bool
@@ -51,11 +51,11 @@ class Demonstration:
         """Show it; return 0, or 1 if it cannot be shown, or if `once` and pgfunnel failed a request."""
         console = Console(highlight=False)
         try:
-            _raise_file_limit(self.clients + _OTHER_FILES)
+            _raise_file_limit(self.storm.clients + _OTHER_FILES)
             with self._postgres() as postgres:
                 console.print(
                     f"Postgres {postgres.version} takes {self.max_connections} connections; "
-                    f"{self.clients:,} functions want one each."
+                    f"{self.storm.clients:,} functions want one each."
                 )
                 return self._show(console, postgres)
         except (FileLimitError, PostgresNotFoundError, PostgresStartError, FunnelError) as error:
@@ -69,9 +69,8 @@ class Demonstration:
 
     def _show(self, console: Console, postgres: EmbeddedPostgres) -> int:
         logistics.create(postgres)
-        storm = Storm(self.clients)
         upstream = logistics.url(postgres.port)
-        direct = _unleash(storm, console, "straight at Postgres", upstream, postgres)
+        direct = _unleash(self.storm, console, "straight at Postgres", upstream, postgres)
         logistics.reset(postgres)
 
         listen_port = self.listen_port or _free_port(_LISTEN_PORT)
@@ -83,7 +82,7 @@ class Demonstration:
         }
         with Funnel(settings, metrics_port=self.metrics_port or _free_port(_METRICS_PORT)) as funnel:
             url = logistics.url(listen_port)
-            pooled = _unleash(storm, console, "through pgfunnel", url, postgres)
+            pooled = _unleash(self.storm, console, "through pgfunnel", url, postgres)
             console.print("", side_by_side({"straight at Postgres": direct, "through pgfunnel": pooled}), sep="\n")
             if self.once:
                 return 0 if pooled.served == pooled.requests else 1

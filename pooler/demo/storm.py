@@ -70,9 +70,9 @@ class Storm:
     most of the time all of them are alive at once. A function's first error is its end; it does not try again.
     """
 
-    clients: int = 1000
+    clients: int
+    own_work: float
     start_within: float = 1.0
-    own_work: float = 1.0
 
     async def run(self, url: str, watch_url: str, on_end: Callable[[Outcome], object]) -> Outcome:
         """Send the storm to `url`; `on_end` hears of each client that ends.

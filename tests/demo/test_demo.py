@@ -38,7 +38,7 @@ def lines_until(process: subprocess.Popen[str], beginning: str) -> str:
 
 
 def test_once_shows_both_storms_and_exits_with_0_as_pgfunnel_failed_nothing() -> None:
-    with running_demo("--once", "--clients", "60", "--pool-size", "3") as process:
+    with running_demo("--once", "--clients", "60", "--own-work", "0.1", "--pool-size", "3") as process:
         screen, _ = process.communicate()
     assert process.returncode == 0, screen
     assert re.search(r"straight at Postgres .* 60/60 ", screen)
@@ -49,7 +49,7 @@ def test_once_shows_both_storms_and_exits_with_0_as_pgfunnel_failed_nothing() ->
 
 
 def test_without_once_both_stay_up_until_ctrl_c_and_nothing_is_left_behind() -> None:
-    with running_demo("--clients", "1") as process:
+    with running_demo("--clients", "1", "--own-work", "0") as process:
         screen = lines_until(process, "curl")
         url = re.search(r"DATABASE_URL=(\S+)", screen)
         metrics = re.search(r"metrics +(\S+)", screen)
