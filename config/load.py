@@ -122,6 +122,7 @@ def _credentials(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping
     can't lock its user out.
     """
     credentials = {**listed, **settings.users}
-    if settings.upstream.user is not None and settings.upstream.password is not None:
-        credentials[settings.upstream.user] = settings.upstream.password
+    user, password = settings.upstream.user, settings.upstream.password
+    if user is not None and (password is not None or settings.auth_type == "trust"):
+        credentials[user] = password or credentials.get(user, SecretStr(""))
     return credentials

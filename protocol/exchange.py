@@ -46,6 +46,7 @@ class Exchange:
 
     __slots__ = (
         "answered",
+        "error_at",
         "errors",
         "mode",
         "owed",
@@ -76,6 +77,8 @@ class Exchange:
         """ErrorResponses seen so far."""
         self.queries = 0
         """ReadyForQuerys seen so far."""
+        self.error_at = -1
+        """How many of them had been seen when the last ErrorResponse came."""
 
     @property
     def quiet(self) -> bool:
@@ -86,6 +89,11 @@ class Exchange:
     def settled(self) -> bool:
         """Quiet, and in no transaction: free to be released."""
         return self.status == IDLE and self.quiet
+
+    @property
+    def error_unanswered(self) -> bool:
+        """The last thing that the server has said is an error, with no ReadyForQuery after it."""
+        return self.error_at == self.queries
 
     # --- the frontend scanner's rare cases
 
@@ -128,6 +136,7 @@ class Exchange:
     def on_error(self) -> None:
         """Strike off what the server skips after an ErrorResponse."""
         self.errors += 1
+        self.error_at = self.queries
         if self.mode == COPYING_IN:
             self.mode = NORMAL
         self._strike_answered()

@@ -133,6 +133,17 @@ def whole_request_at(data: bytes, at: int, max_size: int) -> int:
     return after if after <= len(data) or length >= HOLD_LIMIT else 0
 
 
+def first_unit(data: bytes) -> int:
+    """Return the offset after the first request in `data` that ends with a ReadyForQuery; 0 if none is whole."""
+    at = 0
+    while at <= len(data) - 5:
+        kind, length = _header(data, at)
+        at += length + 1
+        if kind in (QUERY, FUNCTION_CALL, SYNC):
+            return at if at <= len(data) else 0
+    return 0
+
+
 def _complaint(kind: int, length: int, max_size: int) -> str:
     if not _ACTIONS[kind]:
         return f"invalid frontend message type {kind}"

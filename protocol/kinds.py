@@ -67,4 +67,5 @@ SSL_REQUEST_CODE: Final = 80877103
 GSSENC_REQUEST_CODE: Final = 80877104
 
 PROTOCOL_MAJOR: Final = 3
-NEWEST_MINOR: Final = 2  # 3.2: longer cancel keys (PostgreSQL 18)
+LONG_KEYS_MINOR: Final = 2  # 3.2: cancel keys of up to 256 bytes (PostgreSQL 18)
+NEWEST_MINOR: Final = LONG_KEYS_MINOR

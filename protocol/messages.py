@@ -3,7 +3,7 @@
 Source: PostgreSQL documentation, "Message Formats" and "Error and Notice Message Fields".
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -69,9 +69,9 @@ def error_response(fields: ErrorFields) -> bytes:
     return message(b"E", b"".join(parts) + b"\0")
 
 
-def fatal(sqlstate: str, text: str, hint: str = "") -> bytes:
+def fatal(sqlstate: str, text: str, detail: str = "", hint: str = "") -> bytes:
     """Return the ErrorResponse that ends a connection."""
-    return error_response(ErrorFields("FATAL", sqlstate, text, hint=hint))
+    return error_response(ErrorFields("FATAL", sqlstate, text, detail, hint))
 
 
 def read_error(payload: bytes) -> ErrorFields:
@@ -163,33 +163,17 @@ def sasl_response(data: bytes) -> bytes:
     return message(b"p", data)
 
 
-class MessageBuffer:
-    """Cuts what arrives into whole messages, for the phases where each of them is looked at."""
+def first_message(data: bytes, limit: int) -> tuple[int, bytes, int] | None:
+    """Return kind, payload and size of the message at the beginning of `data`, or None if it is not whole yet.
 
-    __slots__ = ("_data", "_limit")
-
-    def __init__(self, limit: int) -> None:
-        """`limit` is the longest message accepted, in bytes."""
-        self._data = b""
-        self._limit = limit
-
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield (kind, payload) of each message that is whole now. Raises ProtocolViolation for a bad length.
-
-        The caller may stop at any message: what was not yielded stays for take_rest() or the next feed().
-        """
-        self._data += data
-        while len(self._data) >= _header.size:
-            kind, length = _header.unpack_from(self._data)
-            if not 4 <= length <= self._limit:
-                raise ProtocolViolation(f"invalid length {length} of a message of type {chr(kind)!r}")
-            if len(self._data) <= length:
-                return
-            payload = self._data[5 : length + 1]
-            self._data = self._data[length + 1 :]
-            yield kind, payload
-
-    def take_rest(self) -> bytes:
-        """Return what has not been yielded, and forget it."""
-        rest, self._data = self._data, b""
-        return rest
+    For the phases in which every message is looked at. Raises ProtocolViolation for a length that is impossible or
+    over `limit` bytes.
+    """
+    if len(data) < _header.size:
+        return None
+    kind, length = _header.unpack_from(data)
+    if not 4 <= length <= limit:
+        raise ProtocolViolation(f"invalid length {length} of a message of type {chr(kind)!r}")
+    if len(data) <= length:
+        return None
+    return kind, data[5 : length + 1], length + 1

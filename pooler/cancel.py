@@ -1,0 +1,99 @@
+"""Cancelling: a client's request is passed on while its query runs, and to nobody else's.
+
+Postgres closes the connection that brought a CancelRequest after it has signalled the backend. Only then is it
+settled that the signal can't hit what the server connection is used for next, so until then it is not lent on.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from pooler.client import ClientSession
+from pooler.connect import open_transport
+from pooler.reasons import Reason
+from pooler.server import ServerSession
+from protocol.messages import cancel_request
+
+MAX_AT_ONCE: Final = 32
+"""Connections that bring cancels, at the same time; more wait their turn. A storm of clients that give up must not
+become a storm of connections that Postgres has to fork for."""
+
+Clients = dict[bytes, ClientSession]
+
+
+class Canceller:
+    """Sends CancelRequests to Postgres, a bounded number at a time."""
+
+    def __init__(self, clients: Clients, timeout_s: float, on_failure: Callable[[ServerSession, str], None]) -> None:
+        """`timeout_s` bounds how long a cancel may wait and take (cancel_wait_timeout; 0 = no limit)."""
+        self._clients = clients
+        self._timeout_s = timeout_s
+        self._on_failure = on_failure
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
+        self._under_way: dict[ServerSession, asyncio.Task[None]] = {}
+
+    def cancel_client(self, key: bytes, done: Callable[[], None]) -> None:
+        """Cancel what the client with `key` is doing, if there is one and it is doing anything; then call `done`."""
+        client = self._clients.get(key)
+        if client is not None and client.waiting:
+            client.cancel_waiting()
+        elif client is not None and client.server is not None and not client.server.exchange.quiet:
+            task = self.cancel_server(client.server)
+            task.add_done_callback(lambda _: done())
+            return
+        done()
+
+    def cancel_server(self, server: ServerSession) -> asyncio.Task[None]:
+        """Cancel what runs on `server`; what has been sent already counts for whoever asks again."""
+        task = self._under_way.get(server)
+        if task is None:
+            # At once, and not when the task gets to run: an answer that comes in between would release the server.
+            server.cancel_sent()
+            task = self._under_way[server] = asyncio.create_task(self._cancel(server))
+        return task
+
+    async def _cancel(self, server: ServerSession) -> None:
+        courier = _Courier()
+        try:
+            async with asyncio.timeout(self._timeout_s or None), self._places:
+                await self._deliver(server, courier)
+        except TimeoutError:
+            self._on_failure(server, f"not confirmed within {self._timeout_s:g} s")
+        except OSError as error:
+            self._on_failure(server, str(error))
+        finally:
+            del self._under_way[server]
+            if courier.sent and not courier.closed.is_set():
+                server.retire(Reason.CANCEL_UNCONFIRMED)  # the signal may still come
+            server.cancel_settled()
+
+    async def _deliver(self, server: ServerSession, courier: "_Courier") -> None:
+        # Each time there was something to wait for, the query may have ended: then there is nothing to cancel.
+        if server.exchange.quiet or server.transport.is_closing():
+            return
+        transport = await open_transport(*server.peer, courier)
+        try:
+            if not server.exchange.quiet:
+                courier.sent = True
+                transport.write(cancel_request(server.key))
+                await courier.closed.wait()
+        finally:
+            transport.abort()
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Courier(asyncio.Protocol):
+    """Waits for the server to close the connection."""
+
+    def __init__(self) -> None:
+        self.sent = False
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()

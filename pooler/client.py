@@ -1,0 +1,259 @@
+"""The client session: one connection of a client that has logged in.
+
+Sends requests on to the server that it borrows for a transaction, waits for one in the queue of its pool, and tells
+the client why it ends. Knows its pool and its server; nothing of how they are opened.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+from pooler.reasons import Ending, Reason
+from pooler.server import CANCELLING
+from protocol.errors import ClientViolation
+from protocol.frontend import first_unit, is_terminate, scan_requests, whole_request_at
+from protocol.messages import READY_IDLE, ErrorFields, error_response, fatal
+
+if TYPE_CHECKING:
+    from pooler.pool import Pool
+    from pooler.server import ServerSession
+
+PENDING_LIMIT: Final = 64 * 1024
+"""Bytes. A client that waits is not read from any more once it has sent this much."""
+
+
+class ClientDuties(NamedTuple):
+    """What client sessions need of the rest of the pooler; one for all of them."""
+
+    ended: "Callable[[ClientSession, Ending], None]"
+    """Forget it, log and count."""
+    linger: Callable[[asyncio.Transport], None]
+    """Close the connection such that what has been written still arrives."""
+    now: Callable[[], float]
+    max_packet_size: int
+
+
+@final
+class ClientSession(asyncio.Protocol):
+    """One client, from its login to its end. There may be thousands: what it holds is counted in bytes."""
+
+    __slots__ = (
+        "_duties",
+        "ended",
+        "id",
+        "idle_since",
+        "key",
+        "pending",
+        "pool",
+        "server",
+        "transport",
+        "waiting",
+        "waiting_since",
+    )
+
+    def __init__(
+        self, id_: int, pool: "Pool[ServerSession]", transport: asyncio.Transport, key: bytes, duties: ClientDuties
+    ) -> None:
+        """`key` is the cancel key that the client was given."""
+        self.id = id_
+        self.pool = pool
+        self.transport = transport
+        self.key = key
+        self._duties = duties
+        self.server: ServerSession | None = None
+        self.pending = b""
+        """Received, and not sent on: a request that is not yet whole, or that waits for a server."""
+        self.waiting = False
+        self.waiting_since = 0.0
+        self.idle_since = 0.0
+        """When the janitor first saw it idle; 0 = it has been served since."""
+        self.ended = False
+
+    # --- hot path
+
+    def data_received(self, data: bytes) -> None:
+        """Send a chunk of requests on, to the server linked or one that is free; else wait for one."""
+        if self.pending:
+            data = self.pending + data
+            if self.waiting:
+                self._keep(data)
+                return
+            self.pending = b""
+        server = self.server
+        if server is None:
+            server = self.pool.borrow()
+            if server is None:
+                self._wait(data)
+                return
+            server.since = 0.0
+            server.client = self
+            self.server = server
+            self.idle_since = 0.0
+        elif server.hold & CANCELLING and server.exchange.quiet:
+            self._keep(data)  # it would be hit by the cancel: proceed() goes on
+            return
+        self._forward(server, data)
+
+    def _forward(self, server: "ServerSession", data: bytes) -> bool:
+        """Send `data` to the linked server; False if that left nothing to be answered and the server went back."""
+        exchange = server.exchange
+        try:
+            end = scan_requests(exchange, data, self._duties.max_packet_size)
+        except ClientViolation as violation:
+            if violation.offset:
+                server.transport.write(data[: violation.offset])
+            self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
+            return True
+        if end == len(data):
+            server.transport.write(data)
+        elif not self._forward_part(server, data, end):
+            return True
+        if not exchange.owed and exchange.settled:
+            server.unlink()
+            return self.server is not None
+        return True
+
+    def serve(self, server: "ServerSession") -> bool:
+        """See pool.Waiter.serve."""
+        pool = self.pool
+        pool.waited += 1
+        pool.wait_seconds += self._duties.now() - self.waiting_since
+        self.waiting = False
+        self.idle_since = 0.0
+        server.since = 0.0
+        server.client = self
+        self.server = server
+        data = self.pending
+        self.pending = b""
+        if len(data) > PENDING_LIMIT:
+            self.transport.resume_reading()
+        return self._forward(server, data)
+
+    # --- rarer than a query
+
+    def _forward_part(self, server: "ServerSession", data: bytes, end: int) -> bool:
+        """Send `data` up to `end`; what follows is a good-bye, or not yet whole. False if the client has ended."""
+        if end:
+            server.transport.write(data[:end])
+        if is_terminate(data, end):
+            self._quit()
+            return False
+        self.pending = data[end:]
+        return True
+
+    def _wait(self, data: bytes) -> None:
+        """There is no free server: join the queue, if there is something to be served."""
+        try:
+            whole = whole_request_at(data, 0, self._duties.max_packet_size)
+        except ClientViolation as violation:
+            self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
+            return
+        if whole and is_terminate(data, 0):
+            self._quit()
+            return
+        self._keep(data)
+        if whole:
+            self.waiting = True
+            self.pool.wait(self, self._duties.now())
+
+    def _keep(self, data: bytes) -> None:
+        self.pending = data
+        if len(data) > PENDING_LIMIT:
+            self.transport.pause_reading()
+
+    def proceed(self) -> None:
+        """See server.Borrower.proceed."""
+        data = self.pending
+        if data and not self.waiting and not self.ended:
+            self.pending = b""
+            if len(data) > PENDING_LIMIT:
+                self.transport.resume_reading()
+            self.data_received(data)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly: stop its server, and nothing else."""
+        if self.server is not None:
+            self.server.choke()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        if self.server is not None:
+            self.server.unchoke()
+        elif not self.ended and not self.waiting:
+            self.transport.resume_reading()
+
+    def cancel_waiting(self) -> None:
+        """The client asks to cancel what it waits for: it gives up its place, and gets the answer Postgres gives."""
+        error = ErrorFields("ERROR", "57014", "canceling statement due to user request")
+        unit = first_unit(self.pending)
+        if not unit:
+            # Its request goes on in what we have not received: there is no telling where an answer would belong.
+            self.end(Ending(Reason.CANCELLED, error.sqlstate, error.message))
+            return
+        self.pool.leave(self)
+        self.waiting = False
+        self.transport.write(error_response(error) + READY_IDLE)
+        if len(self.pending) > PENDING_LIMIT:
+            self.transport.resume_reading()
+        rest, self.pending = self.pending[unit:], b""
+        if rest:
+            self.data_received(rest)
+
+    # --- the end
+
+    def _quit(self) -> None:
+        self._finish(Ending(Reason.CLIENT_QUIT))
+        self.transport.close()
+
+    def end(self, ending: Ending) -> None:
+        """End the session: tell the client why, as far as that can be told, and close the connection."""
+        if self.ended:
+            return
+        server = self.server
+        mid_message = server is not None and (server.exchange.replies_rest or server.exchange.replies_head)
+        self._finish(ending)
+        if ending.sqlstate and not mid_message:
+            self.transport.write(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
+        self._duties.linger(self.transport)
+
+    def server_lost(self, reason: Reason, *, told: bool) -> None:
+        """See server.Borrower.server_lost."""
+        if told:
+            self.end(Ending(reason))
+            return
+        self.end(
+            Ending(
+                reason,
+                "08006",
+                "the connection to the server was lost",
+                hint="What was sent last may or may not have been carried out. Connect again, and look.",
+            )
+        )
+
+    def transaction_in_statement_mode(self) -> None:
+        """See server.Borrower.transaction_in_statement_mode."""
+        self.end(
+            Ending(
+                Reason.STATEMENT_MODE,
+                "0A000",
+                "transaction blocks are not allowed in statement pooling mode",
+                hint="Send single statements, or connect to a pool in transaction mode.",
+            )
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has closed the connection, or it broke."""
+        self._finish(Ending(Reason.CLIENT_GONE))
+
+    def _finish(self, ending: Ending) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.pending = b""
+        if self.waiting:
+            self.waiting = False
+            self.pool.leave(self)
+        server, self.server = self.server, None
+        if server is not None:
+            server.abandon(politely=ending.reason is Reason.CLIENT_QUIT)
+        self._duties.ended(self, ending)

@@ -1,0 +1,221 @@
+"""The janitor: one timer that a few times a second looks for whatever has taken too long.
+
+Sessions set no timers and take no time stamps. The janitor keeps notes instead: a state that it finds again, with
+nothing moved since it first saw it, has lasted at least that long. So a timeout is up to one round late, never early.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from config.settings import Settings
+from pooler.cancel import Canceller, Clients
+from pooler.client import ClientSession
+from pooler.lobby import Departures, Lobby
+from pooler.login import ClientLogin
+from pooler.pools import Pools, ServerPool
+from pooler.reasons import Ending, Reason
+from pooler.server import ServerSession
+from protocol.kinds import IDLE
+
+ROUND_S: Final = 1 / 3
+"""Seconds between rounds; as PgBouncer's."""
+CLEANING_S: Final = 3.0
+"""How long a server may take to finish what a vanished client has left: then it is cancelled, then closed."""
+PATIENCE_S: Final = 1.0
+"""How long a pool that has no server at all waits under a full cap, before a busy pool gives one up for it."""
+
+
+class Premises(NamedTuple):
+    """Where the janitor looks."""
+
+    settings: Settings
+    pools: Pools
+    lobby: Lobby
+    departures: Departures
+    clients: Clients
+    canceller: Canceller
+    now: Callable[[], float]
+
+
+class Janitor:
+    """Walks its round until it is stopped."""
+
+    def __init__(self, premises: Premises) -> None:
+        self._premises = premises
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._timer = asyncio.get_running_loop().call_later(ROUND_S, self._walk)
+
+    def stop(self) -> None:
+        """End."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _walk(self) -> None:
+        self.start()
+        self.round()
+
+    def round(self) -> None:
+        """Look everywhere once."""
+        premises = self._premises
+        now = premises.now()
+        self._sweep_logins(now)
+        for pool in premises.pools:
+            self._sweep_queues(pool, now)
+            self._retire_oldest(pool, now)
+            for server in list(pool.servers):
+                if server.client is not None:
+                    self._sweep_linked(server, now)
+                elif server.cleaning:
+                    self._sweep_cleaning(server, now)
+                else:
+                    self._sweep_free(pool, server, now)
+            pool.grow(now)
+        for cap in premises.pools.caps:
+            if cap.full:
+                cap.relieve(now, PATIENCE_S)
+        if premises.settings.client_idle_timeout:
+            self._sweep_idle_clients(now)
+        premises.departures.sweep(now)
+
+    # --- clients
+
+    def _sweep_logins(self, now: float) -> None:
+        lobby, timeout = self._premises.lobby, self._premises.settings.client_login_timeout
+        if not timeout:
+            return
+        too_slow = Ending(
+            Reason.LOGIN_TIMEOUT, "57014", f"the login took more than {timeout:g} s (client_login_timeout)"
+        )
+        for login in _older(lobby.strangers, now - timeout):
+            login.end(too_slow)
+        for login in _older(lobby.queue, now - timeout):
+            login.end(lobby.too_many(f"for {timeout:g} s (client_login_timeout)"))
+        for login in _older(lobby.proving, now - timeout):
+            if not login.proven:  # else it waits for us
+                login.end(too_slow)
+
+    def _sweep_queues(self, pool: ServerPool, now: float) -> None:
+        settings = self._premises.settings
+        waited = now - pool.waiting_since
+        pool.use_reserve = bool(
+            settings.reserve_pool_size and settings.reserve_pool_timeout and waited >= settings.reserve_pool_timeout
+        )
+        timeout = settings.query_wait_timeout
+        while timeout and now - pool.waiting_since >= timeout:
+            queue = pool.waiters or pool.newcomers
+            first: ClientSession | ClientLogin = next(iter(queue))  # type: ignore[assignment]
+            first.end(
+                Ending(
+                    Reason.QUERY_WAIT_TIMEOUT,
+                    "57014",
+                    f"waited {now - first.waiting_since:.1f} s for a server connection (query_wait_timeout), "
+                    f'first of {len(queue)} in the queue of the pool of user "{pool.user}" at database '
+                    f'"{pool.database}", which has {len(pool.servers)} of {pool.size or "any number of"} connections',
+                    hint=self._advice(pool),
+                )
+            )
+
+    def _advice(self, pool: ServerPool) -> str:
+        if not pool.servers:
+            failure = self._premises.pools.upstream.failure
+            return f"No connection to Postgres could be opened: {failure or 'the limits leave no room for one'}."
+        return "Shorten the transactions that hold the connections, or raise default_pool_size."
+
+    def _sweep_idle_clients(self, now: float) -> None:
+        timeout = self._premises.settings.client_idle_timeout
+        for client in list(self._premises.clients.values()):
+            if client.server is not None or client.waiting:
+                client.idle_since = 0.0
+            elif not client.idle_since:
+                client.idle_since = now
+            elif now - client.idle_since >= timeout:
+                client.end(
+                    Ending(
+                        Reason.CLIENT_IDLE_TIMEOUT,
+                        "57P05",
+                        f"the connection was idle for {timeout:g} s (client_idle_timeout)",
+                    )
+                )
+
+    # --- servers
+
+    def _sweep_linked(self, server: ServerSession, now: float) -> None:
+        """The timeouts of transactions and queries."""
+        exchange = server.exchange
+        server.since = server.since or now
+        quiet = exchange.quiet
+        if exchange.queries != server.seen_queries or quiet != server.seen_quiet:
+            server.seen_queries, server.seen_quiet, server.seen_at = exchange.queries, quiet, now
+        if quiet and exchange.status == IDLE:
+            return  # session mode: neither a query nor a transaction
+        ending = self._overdue(quiet, unmoved=now - server.seen_at, lasted=now - server.since)
+        if ending is not None and server.client is not None:
+            server.client.end(ending)
+
+    def _overdue(self, quiet: bool, *, unmoved: float, lasted: float) -> Ending | None:
+        """Say how a transaction is ended that has `lasted` so many seconds, the last ones with nothing `unmoved`."""
+        settings = self._premises.settings
+        if 0 < settings.query_timeout <= unmoved and not quiet:
+            return Ending(
+                Reason.QUERY_TIMEOUT,
+                "57014",
+                f"the query ran for more than {settings.query_timeout:g} s (query_timeout)",
+                hint="It has been cancelled.",
+            )
+        if 0 < settings.idle_transaction_timeout <= unmoved and quiet:
+            return Ending(
+                Reason.IDLE_TRANSACTION_TIMEOUT,
+                "25P03",
+                f"the transaction was idle for {settings.idle_transaction_timeout:g} s (idle_transaction_timeout)",
+                hint="It has been rolled back.",
+            )
+        if 0 < settings.transaction_timeout <= lasted:
+            return Ending(
+                Reason.TRANSACTION_TIMEOUT,
+                "25P04",
+                f"the transaction took more than {settings.transaction_timeout:g} s (transaction_timeout)",
+                hint="It has been rolled back.",
+            )
+        return None
+
+    def _retire_oldest(self, pool: ServerPool, now: float) -> None:
+        """End what is over its lifetime: one a round, so that a pool opened at once is not closed at once."""
+        lifetime = self._premises.settings.server_lifetime
+        aged = [server for server in pool.servers if server.retired_for is None]
+        if lifetime and aged:
+            oldest = min(aged, key=lambda server: server.connected_at)
+            if now - oldest.connected_at >= lifetime:
+                oldest.retire(Reason.SERVER_LIFETIME)
+
+    def _sweep_cleaning(self, server: ServerSession, now: float) -> None:
+        """A query of the pooler's own, or what a vanished client has left."""
+        took = now - server.since
+        if took >= 2 * CLEANING_S:
+            server.end(Reason.SERVER_CHECK_FAILED if server.testing else Reason.SERVER_UNCLEAN)
+        elif took >= CLEANING_S and not server.testing:
+            self._premises.canceller.cancel_server(server)
+
+    def _sweep_free(self, pool: ServerPool, server: ServerSession, now: float) -> None:
+        settings = self._premises.settings
+        server.since = server.since or now
+        idle = now - server.since
+        above_minimum = len(pool.servers) > pool.min_size
+        if settings.server_idle_timeout and idle >= settings.server_idle_timeout and above_minimum:
+            server.retire(Reason.SERVER_IDLE_TIMEOUT)
+        elif server in pool.idle and idle >= settings.server_check_delay:
+            pool.make_stale(server)
+
+
+def _older(logins: "dict[ClientLogin, None]", than: float) -> "list[ClientLogin]":
+    """Return those that arrived before `than`, from a queue in order of arrival."""
+    found = []
+    for login in logins:
+        if login.since > than:
+            break
+        found.append(login)
+    return found

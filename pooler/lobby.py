@@ -1,0 +1,127 @@
+"""Who is let in: connections that have not logged in yet, and how many clients there may be.
+
+At max_client_conn clients wait here for a place, in order of arrival, until client_login_timeout. What a stranger
+can occupy is bounded: when too many connections have not said who they are, the oldest of them has to go.
+"""
+
+import asyncio
+from collections import OrderedDict
+from typing import Final
+
+from pooler.login import ClientLogin
+from pooler.reasons import Ending, Reason
+
+LINGER_S: Final = 2.0
+"""How long a connection that we have ended may take to read why."""
+
+_FLOOD: Final = Ending(
+    Reason.LOGIN_FLOOD, "53300", "too many connections that have not logged in", hint="Try again in a moment."
+)
+
+
+class Lobby:
+    """Counts the places, and keeps those who wait for one."""
+
+    def __init__(self, places: int, strangers: int) -> None:
+        """`places` is max_client_conn; `strangers` how many connections may be unidentified, or wait, at once."""
+        self._places = places
+        self._most_strangers = strangers
+        self.strangers: OrderedDict[ClientLogin, None] = OrderedDict()
+        """Connections that have not said who they are."""
+        self.queue: OrderedDict[ClientLogin, None] = OrderedDict()
+        """Those that have, and wait for a place."""
+        self.proving: OrderedDict[ClientLogin, None] = OrderedDict()
+        """Those that have a place, and are logging in."""
+        self.clients = 0
+        """Places taken, by whoever is logging in or logged in."""
+
+    def arrived(self, login: ClientLogin) -> None:
+        """A connection has been accepted."""
+        self.strangers[login] = None
+        if len(self.strangers) > self._most_strangers:
+            next(iter(self.strangers)).end(_FLOOD)
+
+    def identified(self, login: ClientLogin) -> None:
+        """It has said who it is: let it in, or let it wait."""
+        del self.strangers[login]
+        if self.clients < self._places:
+            self._let_in(login)
+            return
+        self.queue[login] = None
+        if len(self.queue) > self._most_strangers:
+            login.end(self.too_many("and as many wait already"))
+
+    def too_many(self, detail: str) -> Ending:
+        """Return what a client is told for whom there is no place."""
+        return Ending(
+            Reason.TOO_MANY_CLIENTS,
+            "53300",
+            f"sorry, too many clients already: all {self._places} places (max_client_conn) are taken, {detail}",
+            hint="Raise max_client_conn, or close connections that are not needed.",
+        )
+
+    def left(self, login: ClientLogin, *, joined: bool) -> None:
+        """A login has ended; `joined` if it has become a session, which keeps the place."""
+        if login in self.proving:
+            del self.proving[login]
+            if not joined:
+                self.place_free()
+        else:
+            self.strangers.pop(login, None)
+            self.queue.pop(login, None)
+
+    def place_free(self) -> None:
+        """A client has gone: the place is for whoever has waited longest."""
+        self.clients -= 1
+        if self.queue and self.clients < self._places:
+            login, _ = self.queue.popitem(last=False)
+            self._let_in(login)
+
+    def _let_in(self, login: ClientLogin) -> None:
+        self.clients += 1
+        self.proving[login] = None
+        login.go_on()
+
+
+class Departures:
+    """Connections that we have ended, whose peers are still to read why.
+
+    Closing a socket while unread data stands in it resets the connection, and a reset may overtake the error that
+    was just sent. So what has been written is followed by an end of stream, and the rest is the peer's, for a while.
+    """
+
+    def __init__(self) -> None:
+        self._deadlines: OrderedDict[asyncio.Transport, float] = OrderedDict()
+
+    def linger(self, transport: asyncio.Transport, now: float) -> None:
+        """Close `transport` when its peer has closed its side, or at the deadline."""
+        if transport.is_closing():
+            return
+        self._deadlines[transport] = now + LINGER_S
+        transport.set_protocol(_Deaf(self._deadlines, transport))
+        transport.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+
+    def sweep(self, now: float) -> None:
+        """Close those whose time is up."""
+        while self._deadlines:
+            transport, deadline = next(iter(self._deadlines.items()))
+            if deadline > now:
+                return
+            del self._deadlines[transport]
+            transport.abort()
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+
+class _Deaf(asyncio.Protocol):
+    """Reads and forgets, until the peer closes its side."""
+
+    def __init__(self, deadlines: "OrderedDict[asyncio.Transport, float]", transport: asyncio.Transport) -> None:
+        self._deadlines = deadlines
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadlines.pop(self._transport, None)

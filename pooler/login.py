@@ -1,0 +1,300 @@
+"""A client's connection from its first byte to its login: encryption requests, cancels, proof, welcome.
+
+Costs little for whoever has not proven anything: a bounded buffer, no task, no server connection.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, NamedTuple, cast
+
+from pooler.authentication import Authenticator, Proof
+from pooler.client import ClientDuties, ClientSession
+from pooler.pool import Pool
+from pooler.reasons import Ending, Reason
+from pooler.server import ServerSession
+from protocol.errors import ClientViolation, ProtocolViolation
+from protocol.kinds import LONG_KEYS_MINOR, PASSWORD, TERMINATE
+from protocol.messages import (
+    AUTHENTICATION_OK,
+    READY_IDLE,
+    backend_key_data,
+    fatal,
+    first_message,
+    negotiate_protocol_version,
+)
+from protocol.scram import AuthenticationFailedError
+from protocol.startup import Cancel, Encryption, FirstPacket, Startup, read_first_packet
+
+MAX_PASSWORD_SIZE: Final = 10_000
+"""Bytes of a password message; the tokens that some clouds use as passwords take up to 2,000."""
+MAX_EARLY_SIZE: Final = 16 * 1024
+"""Bytes. A client that sends more than this before it is its turn is not read from until then."""
+_SECRET_SIZE: Final = 4
+_LONG_SECRET_SIZE: Final = 32  # protocol 3.2 and later
+
+_NO_REPLICATION: Final = Ending(
+    Reason.LOGIN_REFUSED,
+    "0A000",
+    "replication connections are not pooled",
+    hint="Connect to Postgres itself for replication.",
+)
+
+Clients = dict[bytes, ClientSession]
+"""The clients that are logged in, by their cancel keys."""
+
+
+class LoginDuties(NamedTuple):
+    """What logins need of the rest of the pooler; one for all of them."""
+
+    arrived: "Callable[[ClientLogin], None]"
+    """A connection has been accepted."""
+    identified: "Callable[[ClientLogin], None]"
+    """It has said who it is: go_on() is called once there is a place for it."""
+    left: "Callable[[ClientLogin, Ending | None], None]"
+    """It has become a session (None), or has ended: forget it, log and count."""
+    joined: Callable[[ClientSession, Startup], None]
+    """Log and count."""
+    cancel: Callable[[bytes, Callable[[], None]], None]
+    """Cancel what the client with this cancel key is doing, and call back."""
+    pool_of: "Callable[[str, str], Pool[ServerSession]]"
+    """The pool of a user and a database."""
+    linger: Callable[[asyncio.Transport], None]
+    now: Callable[[], float]
+    next_id: Callable[[], int]
+    authenticator: Authenticator
+    clients: Clients
+    client_duties: ClientDuties
+
+
+class Stage(Enum):
+    """What the client's next bytes are for."""
+
+    FIRST_PACKET = auto()
+    PLACE = auto()  # nobody yet: it waits for a place among max_client_conn
+    PROOF = auto()
+    POOL = auto()  # nobody yet: it waits for the first server of its pool
+
+
+class ClientLogin(asyncio.Protocol):
+    """One connection that is not logged in yet; becomes a ClientSession."""
+
+    __slots__ = (
+        "_buffer",
+        "_duties",
+        "_encryption_asked",
+        "_pool",
+        "_proof",
+        "_stage",
+        "ended",
+        "id",
+        "since",
+        "startup",
+        "transport",
+        "waiting_since",
+    )
+
+    transport: asyncio.Transport
+    id: int
+    startup: Startup
+    _proof: Proof
+    _pool: Pool[ServerSession]
+
+    def __init__(self, duties: LoginDuties) -> None:
+        self._duties = duties
+        self._stage = Stage.FIRST_PACKET
+        self._buffer = b""
+        self._encryption_asked: frozenset[Encryption] = frozenset()
+        self.ended = False
+        self.since = self.waiting_since = 0.0
+
+    @property
+    def identified(self) -> bool:
+        """It has said who it is."""
+        return self._stage is not Stage.FIRST_PACKET
+
+    @property
+    def proven(self) -> bool:
+        """It has proven that."""
+        return self._stage is Stage.POOL
+
+    # --- what arrives
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.id = self._duties.next_id()
+        self.since = self._duties.now()
+        self._duties.arrived(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take the first packets, then the proof; what comes too early is kept."""
+        if self.ended:
+            return
+        self._buffer += data
+        if len(self._buffer) > MAX_EARLY_SIZE:
+            self.transport.pause_reading()
+        try:
+            self._advance()
+        except ProtocolViolation as violation:
+            self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
+
+    def _advance(self) -> None:
+        while self._buffer and not self.ended:
+            if self._stage is Stage.FIRST_PACKET:
+                found = read_first_packet(self._buffer)
+                if found is None:
+                    return
+                packet, size = found
+                self._buffer = self._buffer[size:]
+                self._take_first_packet(packet)
+            elif self._stage is Stage.PROOF:
+                message = first_message(self._buffer, MAX_PASSWORD_SIZE)
+                if message is None:
+                    return
+                kind, payload, size = message
+                self._buffer = self._buffer[size:]
+                self._take_proof(kind, payload)
+            else:
+                return
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone before it was logged in."""
+        self._finish(Ending(Reason.CLIENT_GONE))
+
+    # --- first packets
+
+    def _take_first_packet(self, packet: FirstPacket) -> None:
+        if isinstance(packet, Startup):
+            self.startup = packet
+            self._stage = Stage.PLACE
+            self._duties.identified(self)
+        elif isinstance(packet, Cancel):
+            self._stage = Stage.PLACE
+            self._duties.cancel(packet.key, self._cancelled)
+        else:
+            self._refuse_encryption(packet)
+
+    def _refuse_encryption(self, request: Encryption) -> None:
+        """Answer N: the client goes on in clear, or gives up.
+
+        What came behind the request was sent before this answer; whoever slips bytes in there (CVE-2021-23222) gets
+        no further. Each kind of encryption may be asked for once.
+        """
+        if self._buffer:
+            raise ClientViolation("received unencrypted data after an encryption request")
+        if request in self._encryption_asked:
+            raise ClientViolation("encryption was asked for twice")
+        self._encryption_asked |= {request}
+        self.transport.write(b"N")
+
+    def _cancelled(self) -> None:
+        """The cancel has been carried out, or led nowhere; the client is not told which (as Postgres does)."""
+        self._finish(None)
+        self.transport.close()
+
+    # --- the proof
+
+    def go_on(self) -> None:
+        """There is a place for this client: let it prove who it is."""
+        if self.ended:
+            return
+        startup = self.startup
+        if startup.parameters.get("replication", "off").lower() not in ("off", "false", "no", "0"):
+            self.end(_NO_REPLICATION)
+            return
+        out = b""
+        if startup.negotiate:
+            out = negotiate_protocol_version(startup.minor, startup.unknown_options)
+        try:
+            self._proof = self._duties.authenticator.begin(startup.user)
+        except AuthenticationFailedError:
+            self._reject()
+            return
+        if not self._proof.request:
+            self._proven(out)
+            return
+        self._stage = Stage.PROOF
+        self.transport.write(out + self._proof.request)
+
+    def _take_proof(self, kind: int, payload: bytes) -> None:
+        if kind == TERMINATE:
+            self._finish(Ending(Reason.CLIENT_QUIT))
+            self.transport.close()
+            return
+        if kind != PASSWORD:
+            raise ClientViolation(f"expected password response, got message type {kind}")
+        try:
+            out, complete = self._proof.answer(payload)
+        except AuthenticationFailedError:
+            self._reject()
+            return
+        if complete:
+            self._proven(out)
+        else:
+            self.transport.write(out)
+
+    def _reject(self) -> None:
+        user = self.startup.user
+        self.end(Ending(Reason.LOGIN_FAILED, "28P01", f'password authentication failed for user "{user}"'))
+
+    def _proven(self, out: bytes) -> None:
+        self._stage = Stage.POOL
+        pool = self._pool = self._duties.pool_of(self.startup.user, self.startup.database)
+        if pool.welcome:
+            self._enter(out)
+            return
+        if out:
+            self.transport.write(out)
+        pool.greet(self, self._duties.now())
+
+    # --- the welcome
+
+    def welcome(self) -> None:
+        """See pool.Newcomer.welcome."""
+        if not self.ended:
+            self._enter(b"")
+
+    def _enter(self, out: bytes) -> None:
+        duties = self._duties
+        pool = self._pool
+        key = self._new_key()
+        session = ClientSession(self.id, pool, self.transport, key, duties.client_duties)
+        duties.clients[key] = session
+        self.transport.write(b"".join((out, AUTHENTICATION_OK, pool.welcome, backend_key_data(key), READY_IDLE)))
+        self.ended = True
+        duties.left(self, None)
+        duties.joined(session, self.startup)
+        self.transport.set_protocol(session)
+        if self._buffer:
+            if len(self._buffer) > MAX_EARLY_SIZE:
+                self.transport.resume_reading()
+            session.data_received(self._buffer)
+
+    def _new_key(self) -> bytes:
+        size = 4 + (_SECRET_SIZE if self.startup.minor < LONG_KEYS_MINOR else _LONG_SECRET_SIZE)
+        clients = self._duties.clients
+        while True:
+            random = os.urandom(size)
+            key = bytes((random[0] & 0x7F,)) + random[1:]  # the process id is shown as a signed number
+            if key not in clients:
+                return key
+
+    # --- the end
+
+    def end(self, ending: Ending) -> None:
+        """Tell the client why, and close the connection."""
+        if not self.ended:
+            self._finish(ending)
+            if ending.sqlstate:
+                self.transport.write(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
+            self._duties.linger(self.transport)
+
+    def _finish(self, ending: Ending | None) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self._stage is Stage.POOL:
+            self._pool.newcomers.pop(self, None)
+        self._duties.left(self, ending)

@@ -1,0 +1,109 @@
+"""The metrics, read off the pooler when they are asked for."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pooler import __version__
+from pooler.reasons import Reason
+
+if TYPE_CHECKING:
+    from pooler.service import Pooler
+
+_POOL = ("database", "user")
+
+
+class PoolerCollector(Collector):
+    """Turns the pooler's plain counts into metrics."""
+
+    def __init__(self, pooler: "Pooler") -> None:
+        self._pooler = pooler
+
+    def collect(self) -> Iterator[Metric]:
+        """See Collector."""
+        yield InfoMetricFamily("pgfunnel", "The version that runs", {"version": __version__})
+        yield from self._clients()
+        yield from self._pools()
+        yield from self._totals()
+
+    def _clients(self) -> Iterator[Metric]:
+        pooler = self._pooler
+        yield _gauge("pgfunnel_clients", "Clients that are logged in", len(pooler.clients))
+        yield _gauge("pgfunnel_max_client_connections", "How many there may be", pooler.places)
+        lobby = GaugeMetricFamily(
+            "pgfunnel_logins", "Connections that are not logged in, by what they wait for", labels=["state"]
+        )
+        lobby.add_metric(["first_packet"], len(pooler.lobby.strangers))
+        lobby.add_metric(["place"], len(pooler.lobby.queue))
+        lobby.add_metric(["proof"], len(pooler.lobby.proving))
+        yield lobby
+
+    def _pools(self) -> Iterator[Metric]:
+        now = self._pooler.now()
+        servers = GaugeMetricFamily(
+            "pgfunnel_pool_servers", "Server connections, by what they do", labels=[*_POOL, "state"]
+        )
+        size = GaugeMetricFamily("pgfunnel_pool_size", "How many there may be; 0 = no limit", labels=_POOL)
+        waiting = GaugeMetricFamily("pgfunnel_pool_clients_waiting", "Clients that wait for a server", labels=_POOL)
+        longest = GaugeMetricFamily(
+            "pgfunnel_pool_maxwait_seconds", "How long the first of them has waited", labels=_POOL
+        )
+        transactions = CounterMetricFamily("pgfunnel_transactions", "Transactions served", labels=_POOL)
+        waits = CounterMetricFamily("pgfunnel_waits", "How often a client has waited and was served", labels=_POOL)
+        waited = CounterMetricFamily("pgfunnel_wait_seconds", "How long, in all", labels=_POOL)
+        for pool in self._pooler.pools:
+            labels = (pool.database, pool.user)
+            busy = sum(server.client is not None for server in pool.servers)
+            cleaning = sum(server.cleaning and not server.testing for server in pool.servers)
+            servers.add_metric((*labels, "active"), busy)
+            servers.add_metric((*labels, "idle"), len(pool.idle))
+            servers.add_metric((*labels, "stale"), len(pool.stale))
+            servers.add_metric((*labels, "tested"), pool.testing)
+            servers.add_metric((*labels, "cleaning"), cleaning)
+            servers.add_metric((*labels, "login"), pool.opening)
+            size.add_metric(labels, pool.size)
+            waiting.add_metric(labels, len(pool.waiters) + len(pool.newcomers))
+            longest.add_metric(labels, max(0.0, now - pool.waiting_since))
+            transactions.add_metric(labels, pool.transactions)
+            waits.add_metric(labels, pool.waited)
+            waited.add_metric(labels, pool.wait_seconds)
+        yield from (servers, size, waiting, longest, transactions, waits, waited)
+
+    def _totals(self) -> Iterator[Metric]:
+        tally = self._pooler.tally
+        yield CounterMetricFamily("pgfunnel_client_logins", "Clients that have logged in", tally.logins)
+        yield CounterMetricFamily("pgfunnel_server_logins", "Server connections opened", tally.servers_opened)
+        yield CounterMetricFamily("pgfunnel_cancels", "Cancel requests received", tally.cancels)
+        yield CounterMetricFamily("pgfunnel_cancels_failed", "Those that did not get to Postgres", tally.cancels_failed)
+        yield _by_label("pgfunnel_clients_ended", "Client connections ended", "reason", tally.clients_ended)
+        yield _by_label(
+            "pgfunnel_servers_ended", "Server connections ended, or not opened", "reason", tally.servers_ended
+        )
+        yield _by_label(
+            "pgfunnel_errors_sent", "Errors of pgfunnel's own sent to clients", "sqlstate", tally.errors_sent
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value)
+
+
+def _by_label(name: str, text: str, label: str, counts: Counter[Reason] | Counter[str]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in list(counts.items()):
+        family.add_metric([str(value)], count)
+    return family
+
+
+def make_registry(pooler: "Pooler") -> CollectorRegistry:
+    """Return a registry with the pooler's metrics and the process's."""
+    registry = CollectorRegistry()
+    registry.register(PoolerCollector(pooler))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry

@@ -1,0 +1,311 @@
+"""The pool of one user at one database: who has a server, who waits for one, and when another is opened.
+
+Knows no sockets and no protocol, only servers that can be lent and clients that can be served. Everything here is
+synchronous: borrowing changes the state at once, a waiter is the client's session itself, and nothing is polled.
+Times are monotonic seconds.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar, final
+
+from pooler.reasons import Ending
+
+
+class ServerLike(Protocol):
+    """A connection to Postgres, as the pool sees it."""
+
+    since: float
+    """When it was first seen in the state that it is in, lent or free; 0 = not looked at yet."""
+
+    def check(self) -> None:
+        """Find out whether the connection is alive; ends in Pool.tested() or Pool.discard()."""
+
+    def make_room(self) -> None:
+        """Close the connection at once if it is idle, else as soon as it is released."""
+
+
+S = TypeVar("S", bound=ServerLike)
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
+class Queued(Protocol):
+    """Whoever waits in a queue of the pool."""
+
+    waiting_since: float
+
+    def end(self, ending: Ending) -> None:
+        """Tell the client why it waited in vain, and close its connection."""
+
+
+class Waiter(Queued, Protocol[S_contra]):
+    """A client that has something to send and no server to send it to."""
+
+    def serve(self, server: S_contra) -> bool:
+        """Take `server` and send; False, and nothing is taken, if there was nothing to send after all."""
+
+
+class Newcomer(Queued, Protocol):
+    """A client that has proven who it is, and has to be told the parameters of a server of this pool."""
+
+    def welcome(self) -> None:
+        """The pool now knows them."""
+
+
+class Cap(Generic[S]):
+    """An upper bound on the server connections of several pools: those of a database, or of a user."""
+
+    __slots__ = ("count", "limit", "pools")
+
+    def __init__(self, limit: int) -> None:
+        """`limit` is in server connections; 0 = none."""
+        self.limit = limit
+        self.count = 0
+        self.pools: list[Pool[S]] = []
+
+    @property
+    def full(self) -> bool:
+        """No further connection may be opened."""
+        return 0 < self.limit <= self.count
+
+    def evict(self, for_pool: "Pool[S]") -> bool:
+        """Close an idle connection of the pool that has most of them, for the good of another; False if none is."""
+        pools = [pool for pool in self.pools if pool is not for_pool and pool.free]
+        if pools:
+            max(pools, key=lambda pool: pool.free).give_up_one()
+        return bool(pools)
+
+    def starving(self) -> "list[Pool[S]]":
+        """Pools that wait, the one whose first client came first at the front."""
+        pools = [pool for pool in self.pools if pool.waiters or pool.newcomers]
+        return sorted(pools, key=lambda pool: pool.waiting_since)
+
+    def relieve(self, now: float, patience: float) -> None:
+        """Let a pool that has no server at all have one that another pool, busy without a break, keeps from it."""
+        for pool in self.starving():
+            if not pool.servers and not pool.opening and now - pool.waiting_since > patience:
+                max(self.pools, key=lambda other: len(other.servers)).give_up_one()
+                return
+
+
+@final
+class Pool(Generic[S]):
+    """Servers of one (user, database), lent to its clients in order of arrival."""
+
+    __slots__ = (
+        "_open",
+        "_take",
+        "caps",
+        "concurrency",
+        "database",
+        "failures",
+        "idle",
+        "min_size",
+        "newcomers",
+        "opening",
+        "reserve",
+        "retry_at",
+        "servers",
+        "size",
+        "stale",
+        "testing",
+        "transactions",
+        "use_reserve",
+        "user",
+        "wait_seconds",
+        "waited",
+        "waiters",
+        "welcome",
+    )
+
+    def __init__(
+        self,
+        user: str,
+        database: str,
+        open_server: "Callable[[Pool[S]], None]",
+        *,
+        size: int,
+        min_size: int = 0,
+        reserve: int = 0,
+        concurrency: int = 1,
+        round_robin: bool = False,
+        caps: tuple[Cap[S], ...] = (),
+    ) -> None:
+        """`open_server` begins to open a connection and returns; opened() or open_failed() tell how it went."""
+        self.user = user
+        self.database = database
+        self._open = open_server
+        self.size = size
+        self.min_size = min_size
+        self.reserve = reserve
+        self.concurrency = concurrency
+        self.caps = caps
+        for cap in caps:
+            cap.pools.append(self)
+        self.servers: set[S] = set()
+        """Every open connection, in whatever state."""
+        self.idle: deque[S] = deque()
+        """Free; the last one was released last."""
+        self._take = self.idle.popleft if round_robin else self.idle.pop
+        self.stale: deque[S] = deque()
+        """Free, but idle for so long that they are checked before they are lent (PgBouncer: sv_used)."""
+        self.testing = 0
+        """How many are being checked (PgBouncer: sv_tested)."""
+        self.opening = 0
+        """How many are being opened (PgBouncer: sv_login)."""
+        self.waiters: OrderedDict[Waiter[S], None] = OrderedDict()
+        self.newcomers: OrderedDict[Newcomer, None] = OrderedDict()
+        self.welcome = b""
+        """The ParameterStatus messages that newcomers are told; empty until a server has been seen."""
+        self.use_reserve = False
+        self.failures = 0
+        """How many attempts to open a connection have failed in a row."""
+        self.retry_at = 0.0
+        """After a failure: no further attempt before this. 0 = the last attempt succeeded."""
+        self.transactions = 0
+        self.waited = 0
+        """How often a client has waited, and has been served."""
+        self.wait_seconds = 0.0
+
+    # --- lending: the hot path
+
+    def borrow(self) -> S | None:
+        """Return a free server, or None: wait()."""
+        return self._take() if self.idle else None
+
+    def release(self, server: S) -> None:
+        """Take `server` back, free and whole: for the client that has waited longest, else to be kept idle."""
+        self.transactions += 1
+        if self.waiters:
+            self.put(server)
+        else:
+            server.since = 0.0
+            self.idle.append(server)
+
+    def put(self, server: S) -> None:
+        """As release(), but after no transaction: `server` was just opened, checked or cleaned."""
+        waiters = self.waiters
+        while waiters:
+            client, _ = waiters.popitem(last=False)
+            if client.serve(server):
+                return
+        server.since = 0.0
+        self.idle.append(server)
+
+    # --- waiting
+
+    def wait(self, client: Waiter[S], now: float) -> None:
+        """Put `client` at the end of the queue; its serve() will be called."""
+        client.waiting_since = now
+        self.waiters[client] = None
+        # Once the pool is full, waiting costs no more than this.
+        if self.stale or not self.size or len(self.servers) + self.opening < self.size + self.reserve:
+            self.grow(now)
+
+    def leave(self, client: Waiter[S]) -> None:
+        """Give up the place of a client, in no time."""
+        self.waiters.pop(client, None)
+
+    def greet(self, newcomer: Newcomer, now: float) -> None:
+        """Let `newcomer` wait for the first server; its welcome() will be called."""
+        newcomer.waiting_since = now
+        self.newcomers[newcomer] = None
+        self.grow(now)
+
+    @property
+    def waiting_since(self) -> float:
+        """When the one that has waited longest began to; infinity if nobody waits."""
+        waiter = next(iter(self.waiters)).waiting_since if self.waiters else float("inf")
+        newcomer = next(iter(self.newcomers)).waiting_since if self.newcomers else float("inf")
+        return min(waiter, newcomer)
+
+    # --- growing
+
+    def grow(self, now: float) -> None:
+        """Check or open as many connections as those who wait can use and the limits allow."""
+        wanted = (len(self.waiters) or bool(self.newcomers)) - self.opening - self.testing
+        while wanted > 0 and self.stale and self.waiters:
+            wanted -= 1
+            self.testing += 1
+            self.stale.pop().check()
+        if self.in_use:
+            wanted = max(wanted, self.min_size - len(self.servers) - self.opening)
+        while wanted > 0 and self._may_open(now):
+            wanted -= 1
+            self.opening += 1
+            for cap in self.caps:
+                cap.count += 1
+            self._open(self)
+
+    @property
+    def in_use(self) -> bool:
+        """It has connections, or is wanted."""
+        return bool(self.servers or self.waiters or self.newcomers)
+
+    def _may_open(self, now: float) -> bool:
+        size = self.size + self.reserve if self.use_reserve else self.size
+        if self.size and len(self.servers) + self.opening >= size:
+            return False
+        # After a failure one attempt at a time finds out whether the server is back.
+        if now < self.retry_at or self.opening >= (1 if self.retry_at else self.concurrency):
+            return False
+        return all(not cap.full or (cap.evict(self) and not cap.full) for cap in self.caps)
+
+    def opened(self, server: S, welcome: bytes, now: float) -> None:
+        """A connection has been opened; `welcome` is what to tell newcomers."""
+        self.opening -= 1
+        self.retry_at = 0.0
+        self.welcome = welcome
+        self.servers.add(server)
+        while self.newcomers:
+            newcomer, _ = self.newcomers.popitem(last=False)
+            newcomer.welcome()
+        self.put(server)
+        self.grow(now)
+
+    def open_failed(self, retry_at: float, now: float) -> None:
+        """A connection could not be opened: no further attempt before `retry_at`."""
+        self.opening -= 1
+        self.retry_at = retry_at
+        self._give_back_place(now)
+
+    def tested(self, server: S) -> None:
+        """A check() has found the connection alive."""
+        self.testing -= 1
+        self.put(server)
+
+    def discard(self, server: S, now: float, *, testing: bool = False) -> None:
+        """Forget a connection that has ended or is about to; nothing if it is forgotten already."""
+        if server not in self.servers:
+            return
+        self.servers.remove(server)
+        self.testing -= testing
+        for free in (self.idle, self.stale):
+            if server in free:
+                free.remove(server)
+        self._give_back_place(now)
+        self.grow(now)
+
+    def _give_back_place(self, now: float) -> None:
+        for cap in self.caps:
+            cap.count -= 1
+        for cap in self.caps:
+            for pool in cap.starving():
+                pool.grow(now)
+
+    def make_stale(self, server: S) -> None:
+        """`server` has been idle for long: it is to be checked before it is lent."""
+        self.idle.remove(server)
+        self.stale.append(server)
+
+    # --- giving way to the other pools under a cap
+
+    @property
+    def free(self) -> int:
+        """How many connections are idle."""
+        return len(self.idle) + len(self.stale)
+
+    def give_up_one(self) -> None:
+        """Close the connection that has been idle longest, else any one as soon as it is released."""
+        free = self.stale or self.idle or self.servers
+        next(iter(free)).make_room()

@@ -1,0 +1,238 @@
+"""All pools, by user and database: makes them when they are first asked for, and opens their connections.
+
+Here is decided what a failed attempt means: Postgres that is not there, not ready or full is waited for; what can't
+succeed is told to the clients at once, in Postgres's words.
+"""
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from pydantic import SecretStr
+
+from config.settings import Settings
+from pooler.connect import ConnectFailedError, Login, LoginRefusedError, SaltedPasswords, Target, log_in
+from pooler.log import Log
+from pooler.pool import Cap, Pool
+from pooler.reasons import Ending, Reason
+from pooler.server import ServerDuties, ServerSession
+from pooler.sockets import keep_alive
+from pooler.tally import Tally
+from protocol.messages import ErrorFields
+
+FIRST_RETRY_S: Final = 0.1
+"""The pause after the first failed attempt; it doubles up to server_login_retry, give or take a quarter."""
+
+ServerPool = Pool[ServerSession]
+
+
+class Upstream:
+    """What is known of the Postgres behind: when it last let us in, and what it last said if it did not."""
+
+    def __init__(self, now: float) -> None:
+        self.answered_at: float | None = None
+        self.failing_since: float | None = None
+        self.failure = ""
+        self.started_at = now
+
+    def answered(self, now: float) -> None:
+        """A login succeeded, or was refused by a Postgres that works."""
+        self.answered_at = now
+        self.failing_since = None
+        self.failure = ""
+
+    def failed(self, now: float, message: str) -> None:
+        """It could not be reached, or is not ready."""
+        self.failing_since = self.failing_since or now
+        self.failure = message
+
+
+class Pools:
+    """The pools of this pooler."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        credentials: Mapping[str, SecretStr],
+        duties: ServerDuties,
+        next_id: Callable[[], int],
+        tally: Tally,
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._duties = duties
+        self._next_id = next_id
+        self._tally = tally
+        self._log = log
+        self._pools: dict[tuple[str, str], ServerPool] = {}
+        self._database_caps: dict[str, Cap[ServerSession]] = {}
+        self._user_caps: dict[str, Cap[ServerSession]] = {}
+        self._salted = SaltedPasswords()
+        self._attempts: set[asyncio.Task[None]] = set()
+        self.upstream = Upstream(time.monotonic())
+        self.closed = False
+
+    def __iter__(self) -> Iterator[ServerPool]:
+        return iter(list(self._pools.values()))
+
+    @property
+    def caps(self) -> Iterator[Cap[ServerSession]]:
+        """All limits that pools share."""
+        yield from self._database_caps.values()
+        yield from self._user_caps.values()
+
+    def get(self, user: str, database: str) -> ServerPool:
+        """Return the pool of a user and a database, made now if need be."""
+        pool = self._pools.get((user, database))
+        if pool is None:
+            settings = self._settings
+            pool = self._pools[user, database] = Pool(
+                user,
+                database,
+                self._open,
+                size=settings.default_pool_size,
+                min_size=settings.min_pool_size,
+                reserve=settings.reserve_pool_size,
+                concurrency=settings.server_connect_concurrency,
+                round_robin=settings.server_round_robin,
+                caps=tuple(self._caps_of(user, database)),
+            )
+        return pool
+
+    def _caps_of(self, user: str, database: str) -> Iterator[Cap[ServerSession]]:
+        settings = self._settings
+        if settings.max_db_connections:
+            yield self._database_caps.setdefault(database, Cap(settings.max_db_connections))
+        if settings.max_user_connections:
+            yield self._user_caps.setdefault(user, Cap(settings.max_user_connections))
+
+    def _forget(self, pool: ServerPool) -> None:
+        """Drop a pool that has never served anybody: the names of databases are the clients' to choose."""
+        del self._pools[pool.user, pool.database]
+        for cap in pool.caps:
+            cap.pools.remove(pool)
+
+    # --- opening connections
+
+    def _open(self, pool: ServerPool) -> None:
+        task = asyncio.get_running_loop().create_task(self._attempt(pool))
+        self._attempts.add(task)
+        task.add_done_callback(self._attempts.discard)
+
+    async def _attempt(self, pool: ServerPool) -> None:
+        upstream = self._settings.upstream
+        secret = self._credentials.get(pool.user)
+        target = Target(
+            upstream.host, upstream.port, pool.user, pool.database, secret.get_secret_value() if secret else ""
+        )
+        try:
+            login = await log_in(target, {}, self._settings.server_connect_timeout, self._salted)
+        except ConnectFailedError as failure:
+            self._failed(pool, failure)
+        except LoginRefusedError as refusal:
+            self._refused(pool, refusal.error)
+        except asyncio.CancelledError:
+            pool.open_failed(float("inf"), self._duties.now())
+            raise
+        else:
+            self._opened(pool, login)
+
+    def _opened(self, pool: ServerPool, login: Login) -> None:
+        upstream = self._settings.upstream
+        now = self._duties.now()
+        server = ServerSession(
+            self._next_id(), pool, login.transport, login.key, (upstream.host, upstream.port), self._duties
+        )
+        if not self._settings.server_lifetime:
+            server.retire_after_use(Reason.SERVER_LIFETIME)
+        login.transport.set_protocol(server)
+        sock: socket.socket | None = login.transport.get_extra_info("socket")
+        if sock is not None and not upstream.host.startswith("/"):
+            keep_alive(sock, self._settings)
+        self.upstream.answered(now)
+        self._tally.servers_opened += 1
+        if self._settings.log_connections:
+            self._log.info(
+                "server_login",
+                server=server.id,
+                user=pool.user,
+                database=pool.database,
+                host=upstream.host,
+                port=upstream.port,
+                pid=int.from_bytes(login.key[:4], "big"),
+                servers=len(pool.servers) + 1,
+            )
+        pool.failures = 0
+        pool.opened(server, login.welcome, now)
+        if login.transport.is_closing():
+            # The connection broke while the session was being made, and nobody was told.
+            server.connection_lost(None)
+
+    def _failed(self, pool: ServerPool, failure: ConnectFailedError) -> None:
+        now = self._duties.now()
+        self._tally.servers_ended[failure.reason] += 1
+        self.upstream.failed(now, str(failure))
+        delay = self._pause(pool)
+        if self._settings.log_pooler_errors:
+            self._log.warning(
+                "server_connect_failed",
+                reason=failure.reason.value,
+                user=pool.user,
+                database=pool.database,
+                error=str(failure),
+                retry_in_s=round(delay, 2),
+                waiting=len(pool.waiters) + len(pool.newcomers),
+            )
+        self._retry_later(pool, now, delay)
+
+    def _refused(self, pool: ServerPool, error: ErrorFields) -> None:
+        now = self._duties.now()
+        self._tally.servers_ended[Reason.SERVER_REFUSED] += 1
+        self.upstream.answered(now)
+        if self._settings.log_pooler_errors:
+            self._log.warning(
+                "server_login_failed",
+                user=pool.user,
+                database=pool.database,
+                sqlstate=error.sqlstate,
+                error=error.message,
+            )
+        # Those who have a server to wait for go on waiting: it was good enough for them a moment ago.
+        if not pool.servers:
+            ending = Ending(Reason.SERVER_REFUSED, error.sqlstate, error.message, error.detail, error.hint)
+            for queued in (*pool.newcomers, *pool.waiters):
+                queued.end(ending)
+        self._retry_later(pool, now, self._pause(pool) if pool.servers else 0.0)
+        if not pool.welcome and not pool.in_use and not pool.opening:
+            self._forget(pool)
+
+    def _pause(self, pool: ServerPool) -> float:
+        longest = self._settings.server_login_retry
+        pause = min(FIRST_RETRY_S * 2.0 ** min(pool.failures, 20), longest)
+        pool.failures += 1
+        return pause * random.uniform(0.75, 1.25)  # noqa: S311 - to spread attempts, not to keep secrets
+
+    def _retry_later(self, pool: ServerPool, now: float, delay: float) -> None:
+        pool.open_failed(now + delay, now)
+        asyncio.get_running_loop().call_later(delay, self._retry, pool)
+
+    def _retry(self, pool: ServerPool) -> None:
+        if not self.closed:
+            pool.grow(self._duties.now())
+
+    # --- the end
+
+    async def close(self) -> None:
+        """Give up what is being opened, and close every connection."""
+        self.closed = True
+        attempts = list(self._attempts)
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
+        for pool in self:
+            for server in list(pool.servers):
+                server.end(Reason.SHUTDOWN)

@@ -1,0 +1,47 @@
+"""Why connections end: one name for each reason, the same word in the log, the console and the metrics."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Reason(StrEnum):
+    """What ended a connection, of a client (c) or of a server (s)."""
+
+    CLIENT_QUIT = "client_quit"  # c: it sent a Terminate
+    CLIENT_GONE = "client_gone"  # c: its connection broke or was closed without a Terminate
+    CLIENT_VIOLATION = "client_protocol_violation"  # c
+    LOGIN_FAILED = "login_failed"  # c: wrong password, unknown user, or a mechanism that was not offered
+    LOGIN_TIMEOUT = "client_login_timeout"  # c
+    LOGIN_REFUSED = "login_refused"  # c: not what this pooler serves, e.g. a replication connection
+    LOGIN_FLOOD = "login_flood"  # c: too many connections at once that have not said who they are
+    TOO_MANY_CLIENTS = "max_client_conn"  # c
+    SERVER_REFUSED = "server_login_failed"  # c and s: Postgres refused the login for good
+    CANCELLED = "cancelled_while_waiting"  # c: in the middle of a request
+    QUERY_WAIT_TIMEOUT = "query_wait_timeout"  # c
+    CLIENT_IDLE_TIMEOUT = "client_idle_timeout"  # c
+    IDLE_TRANSACTION_TIMEOUT = "idle_transaction_timeout"  # c
+    TRANSACTION_TIMEOUT = "transaction_timeout"  # c
+    QUERY_TIMEOUT = "query_timeout"  # c
+    STATEMENT_MODE = "transaction_in_statement_mode"  # c
+    SERVER_LOST = "server_lost"  # c and s: the server closed the connection, or it broke
+    SERVER_VIOLATION = "server_protocol_violation"  # c and s
+    SHUTDOWN = "shutdown"  # c and s
+    SERVER_CONNECT_FAILED = "server_connect_failed"  # s: refused, unreachable, or not now
+    SERVER_CONNECT_TIMEOUT = "server_connect_timeout"  # s
+    SERVER_LIFETIME = "server_lifetime"  # s
+    SERVER_IDLE_TIMEOUT = "server_idle_timeout"  # s
+    SERVER_CHECK_FAILED = "server_check_failed"  # s
+    SERVER_RESET_FAILED = "server_reset_failed"  # s
+    SERVER_UNCLEAN = "server_unclean"  # s: its client left it in a state that could not be undone
+    CANCEL_UNCONFIRMED = "cancel_unconfirmed"  # s: a cancel was sent to it, and Postgres did not say when it was done
+    MADE_ROOM = "made_room"  # s: idle, and another pool needed the place under a shared limit
+
+
+class Ending(NamedTuple):
+    """How a connection is ended: the reason, and what its peer is told as an ErrorResponse, if anything."""
+
+    reason: Reason
+    sqlstate: str = ""
+    message: str = ""
+    detail: str = ""
+    hint: str = ""

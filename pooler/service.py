@@ -1,0 +1,313 @@
+"""The pooler as a whole: puts its parts together, starts them, drains them and stops them."""
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import signal
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final
+
+from config.load import Loaded
+from pooler.authentication import Authenticator
+from pooler.cancel import Canceller
+from pooler.client import ClientDuties, ClientSession
+from pooler.janitor import Janitor, Premises
+from pooler.lobby import Departures, Lobby
+from pooler.log import Log
+from pooler.login import ClientLogin, Clients, LoginDuties
+from pooler.pools import Pools
+from pooler.reasons import Ending, Reason
+from pooler.server import ServerDuties, ServerSession
+from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limit
+from pooler.tally import Tally
+from pooler.web import Web
+from protocol.startup import Startup
+
+OWN_DESCRIPTORS: Final = 64
+"""File descriptors for what is neither client nor server: log, metrics, listening sockets, cancels."""
+LEAST_STRANGERS: Final = 64
+MOST_STRANGERS: Final = 2048
+"""How many connections may be on their way to a login at once."""
+
+_SHUTDOWN: Final = Ending(
+    Reason.SHUTDOWN, "57P01", "terminating connection: pgfunnel is shutting down", hint="Connect again."
+)
+
+
+class Shutdown(Enum):
+    """What the pooler waits for before it ends."""
+
+    WAIT_FOR_CLIENTS = auto()  # SIGTERM: busy clients finish their transaction
+    WAIT_FOR_SERVERS = auto()  # SIGINT: as above, but who waits for a server is sent away
+    IMMEDIATE = auto()  # SIGQUIT, or a second signal
+
+
+class Pooler:
+    """One pgfunnel process."""
+
+    def __init__(self, loaded: Loaded, log: Log) -> None:
+        settings = self.settings = loaded.settings
+        self.log = log
+        self.tally = Tally()
+        self.clients: Clients = {}
+        self.now: Callable[[], float] = time.monotonic
+        self.accepting = False
+        self.port = 0
+        self._stopping: Shutdown | None = None
+        self._stop_changed = asyncio.Event()
+        self._listeners: list[asyncio.Server] = []
+
+        self.places, strangers = self._count_places()
+        self.departures = Departures()
+        self.lobby = Lobby(self.places, strangers)
+        self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed)
+        ids = itertools.count(1)
+        self.pools = Pools(
+            settings,
+            loaded.credentials,
+            ServerDuties(
+                cancel=self.canceller.cancel_server,
+                ended=self._server_ended,
+                now=self.now,
+                check_query=settings.server_check_query,
+                check_always=not settings.server_check_delay,
+                reset_query=settings.server_reset_query
+                if settings.pool_mode == "session" or settings.server_reset_query_always
+                else "",
+                session_mode=settings.pool_mode == "session",
+                statement_mode=settings.pool_mode == "statement",
+            ),
+            ids.__next__,
+            self.tally,
+            log,
+        )
+        self._login_duties = LoginDuties(
+            arrived=self.lobby.arrived,
+            identified=self.lobby.identified,
+            left=self._login_left,
+            joined=self._client_joined,
+            cancel=self._cancel,
+            pool_of=self.pools.get,
+            linger=self._linger,
+            now=self.now,
+            next_id=ids.__next__,
+            authenticator=Authenticator(settings.auth_type, loaded.credentials, settings.scram_iterations),
+            clients=self.clients,
+            client_duties=ClientDuties(self._client_ended, self._linger, self.now, settings.max_packet_size),
+        )
+        self._janitor = Janitor(
+            Premises(settings, self.pools, self.lobby, self.departures, self.clients, self.canceller, self.now)
+        )
+        self._web = Web(self, settings) if settings.metrics_addr else None
+
+    def _count_places(self) -> tuple[int, int]:
+        """Return how many clients and how many strangers the limit on open files has room for."""
+        limit = raise_descriptor_limit()
+        settings = self.settings
+        servers = max(settings.default_pool_size + settings.reserve_pool_size, settings.max_db_connections)
+        left = limit - OWN_DESCRIPTORS - servers
+        wanted = settings.max_client_conn
+        # Whoever is on the way in or out needs a descriptor, too: three kinds of them.
+        strangers = max(LEAST_STRANGERS, min(MOST_STRANGERS, (left - wanted) // 3))
+        places = min(wanted, left - 3 * strangers)
+        if places < wanted:
+            self.log.warning(
+                "file_descriptor_limit",
+                limit=limit,
+                max_client_conn=wanted,
+                places=places,
+                advice=f"raise the hard limit on open files (ulimit -Hn, LimitNOFILE) to "
+                f"{wanted + servers + OWN_DESCRIPTORS + 3 * strangers}, or lower max_client_conn; until then "
+                f"{places} clients are let in at a time and further ones wait",
+            )
+        if places < 1:
+            raise ListenError(f"the limit of {limit} open files leaves no room for clients")
+        return places, strangers
+
+    # --- life
+
+    async def run(self) -> None:
+        """Serve until a signal says otherwise. Raises ListenError."""
+        loop = asyncio.get_running_loop()
+        for number, how in (
+            (signal.SIGTERM, Shutdown.WAIT_FOR_CLIENTS),
+            (signal.SIGINT, Shutdown.WAIT_FOR_SERVERS),
+            (signal.SIGQUIT, Shutdown.IMMEDIATE),
+        ):
+            loop.add_signal_handler(number, self.stop, how, number.name)
+        await self._start()
+        try:
+            await self._serve_until_stopped()
+        finally:
+            await self._close()
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._web is not None:
+            try:
+                await self._web.start()
+            except OSError as error:
+                where = f"{self.settings.metrics_addr} port {self.settings.metrics_port}"
+                raise ListenError(f"can't serve metrics on {where}: {error.strerror or error}") from None
+        for sock in listening_sockets(self.settings):
+            name = sock.getsockname()
+            if isinstance(name, str):
+                listener = await loop.create_unix_server(
+                    self._new_login, sock=sock, backlog=self.settings.listen_backlog
+                )
+            else:
+                self.port = name[1]
+                listener = await loop.create_server(self._new_login, sock=sock, backlog=self.settings.listen_backlog)
+            self._listeners.append(listener)
+            self.log.info("listening", on=name if isinstance(name, str) else f"{name[0]}:{name[1]}")
+        self.accepting = True
+        self._janitor.start()
+        # What exists now stays: the collector need not look at it again, and rarely at the clients that come.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
+
+    def _new_login(self) -> ClientLogin:
+        return ClientLogin(self._login_duties)
+
+    def stop(self, how: Shutdown, signal_name: str = "") -> None:
+        """Begin to shut down; asked again, do so at once."""
+        if self._stopping is not None:
+            how = Shutdown.IMMEDIATE
+        self.log.info("shutting_down", how=how.name.lower(), signal=signal_name or None, clients=len(self.clients))
+        self._stopping = how
+        self._stop_changed.set()
+
+    async def _serve_until_stopped(self) -> None:
+        await self._stop_changed.wait()
+        self._stop_changed.clear()
+        self._stop_accepting()
+        try:
+            async with asyncio.timeout(self.settings.shutdown_timeout or None):
+                while self._stopping is not Shutdown.IMMEDIATE and self._drain():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stop_changed.wait(), 0.05)
+        except TimeoutError:
+            self.log.warning("shutdown_timeout", seconds=self.settings.shutdown_timeout, clients=len(self.clients))
+
+    def _stop_accepting(self) -> None:
+        self.accepting = False
+        for listener in self._listeners:
+            listener.close()
+        for queue in (self.lobby.strangers, self.lobby.queue, self.lobby.proving):
+            for login in list(queue):
+                login.end(_SHUTDOWN)
+
+    def _drain(self) -> bool:
+        """Send away every client that has nothing under way; True if some are left."""
+        for client in list(self.clients.values()):
+            busy = client.server is not None and not client.server.exchange.settled
+            if self._stopping is Shutdown.WAIT_FOR_SERVERS:
+                keep = busy
+            else:
+                keep = busy or client.waiting or bool(client.pending)
+            if not keep:
+                client.end(_SHUTDOWN)
+        return bool(self.clients) or any(server.cleaning for pool in self.pools for server in pool.servers)
+
+    async def _close(self) -> None:
+        for client in list(self.clients.values()):
+            client.end(_SHUTDOWN)
+        self._janitor.stop()
+        await self.canceller.close()
+        await self.pools.close()
+        # What has been written to clients still has to arrive.
+        deadline = self.now() + 1.0
+        while len(self.departures) and self.now() < deadline:
+            await asyncio.sleep(0.01)
+        self.departures.sweep(float("inf"))
+        if self._web is not None:
+            await self._web.close()
+        self.log.info("stopped")
+
+    # --- what the sessions report
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        self.departures.linger(transport, self.now())
+
+    def _cancel(self, key: bytes, done: Callable[[], None]) -> None:
+        self.tally.cancels += 1
+        self.canceller.cancel_client(key, done)
+
+    def _cancel_failed(self, server: ServerSession, message: str) -> None:
+        self.tally.cancels_failed += 1
+        if self.settings.log_pooler_errors:
+            self.log.warning("cancel_failed", server=server.id, error=message)
+
+    def _login_left(self, login: ClientLogin, ending: Ending | None) -> None:
+        joined = ending is None and login.proven
+        self.lobby.left(login, joined=joined)
+        if ending is not None:
+            self._count_ending(ending)
+            if self.settings.log_pooler_errors and ending.sqlstate:
+                startup = login.startup if login.identified else None
+                self.log.warning(
+                    "login_failed",
+                    client=login.id,
+                    reason=ending.reason.value,
+                    user=startup.user if startup else None,
+                    database=startup.database if startup else None,
+                    addr=_address(login.transport),
+                    error=ending.message,
+                )
+
+    def _client_joined(self, session: ClientSession, startup: Startup) -> None:
+        self.tally.logins += 1
+        if self.settings.log_connections:
+            self.log.info(
+                "client_login",
+                client=session.id,
+                user=startup.user,
+                database=startup.database,
+                addr=_address(session.transport),
+                application_name=startup.parameters.get("application_name"),
+            )
+
+    def _client_ended(self, session: ClientSession, ending: Ending) -> None:
+        del self.clients[session.key]
+        self.lobby.place_free()
+        self._count_ending(ending)
+        if ending.sqlstate and self.settings.log_pooler_errors:
+            self._log_client_end(session, ending, self.log.warning)
+        elif self.settings.log_disconnections:
+            self._log_client_end(session, ending, self.log.info)
+
+    def _log_client_end(self, session: ClientSession, ending: Ending, write: Callable[..., None]) -> None:
+        write(
+            "client_closed",
+            client=session.id,
+            reason=ending.reason.value,
+            user=session.pool.user,
+            database=session.pool.database,
+            error=ending.message or None,
+        )
+
+    def _count_ending(self, ending: Ending) -> None:
+        self.tally.clients_ended[ending.reason] += 1
+        if ending.sqlstate:
+            self.tally.errors_sent[ending.sqlstate] += 1
+
+    def _server_ended(self, server: ServerSession, reason: Reason) -> None:
+        self.tally.servers_ended[reason] += 1
+        if self.settings.log_disconnections:
+            self.log.info(
+                "server_closed",
+                server=server.id,
+                reason=reason.value,
+                user=server.pool.user,
+                database=server.pool.database,
+                age_s=round(self.now() - server.connected_at, 1),
+            )
+
+
+def _address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"

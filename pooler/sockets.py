@@ -1,0 +1,109 @@
+"""Sockets and their options: listening, keepalive, file descriptors."""
+
+import errno
+import resource
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from config.settings import Settings
+
+_ANY: Final = "*"
+
+
+class ListenError(Exception):
+    """An address can't be listened on; the message says which and why."""
+
+
+def keep_alive(sock: socket.socket, settings: Settings) -> None:
+    """Set the TCP options that find out whether the peer is still there; what is 0 stays the system's.
+
+    On Linux a connection inherits them from the socket that listened for it, so that accepting costs no call.
+    """
+    options = {
+        "TCP_KEEPCNT": settings.tcp_keepcnt,
+        "TCP_KEEPIDLE": settings.tcp_keepidle,
+        "TCP_KEEPINTVL": settings.tcp_keepintvl,
+        "TCP_USER_TIMEOUT": settings.tcp_user_timeout,
+    }
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(settings.tcp_keepalive))
+    for name, value in options.items():
+        # Not every system has all of them.
+        if value and hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
+
+
+def listening_sockets(settings: Settings) -> Iterator[socket.socket]:
+    """Yield a bound socket per address of listen_addr, and the Unix socket. Raises ListenError."""
+    port = settings.listen_port
+    for address in settings.listen_addr:
+        for found in _resolve(address, port):
+            sock = _tcp_socket(found, port, settings)
+            if not port:
+                port = sock.getsockname()[1]  # the addresses share the port that the first was given
+            yield sock
+    if settings.unix_socket_dir is not None:
+        yield _unix_socket(Path(settings.unix_socket_dir) / f".s.PGSQL.{port}", settings.unix_socket_mode)
+
+
+def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
+    host = None if address == _ANY else address
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise ListenError(f"listen_addr {address}: {error.strerror}") from None
+    return list(dict.fromkeys((family, str(where[0])) for family, _, _, _, where in found))
+
+
+def _tcp_socket(found: tuple[socket.AddressFamily, str], port: int, settings: Settings) -> socket.socket:
+    family, host = found
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_alive(sock, settings)
+        sock.setblocking(False)  # noqa: FBT003
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"can't listen on {host} port {port}: {error.strerror}") from None
+    return sock
+
+
+def _unix_socket(path: Path, mode: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.setblocking(False)  # noqa: FBT003
+        sock.bind(str(path))
+        path.chmod(mode)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"can't listen on {path}: {error.strerror}") from None
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on any more. Raises OSError if somebody does, or it is something else."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EEXIST, "something that is no socket is in its place")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit on open files to the hard limit, and return it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

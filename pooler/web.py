@@ -1,0 +1,99 @@
+"""The pages for machines: /metrics, /healthz, /readyz. In the pooler's loop, never on the way of a query."""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from config.settings import Settings
+from pooler.metrics import make_registry
+
+if TYPE_CHECKING:
+    from pooler.service import Pooler
+
+LATELY_S: Final = 30.0
+"""An answer of the upstream counts for this long."""
+PROBE_S: Final = 2.0
+"""How long a probe may take: less than the probes of orchestrators usually allow us."""
+
+
+class Web:
+    """Serves the pages on metrics_addr and metrics_port."""
+
+    def __init__(self, pooler: "Pooler", settings: Settings) -> None:
+        self._pooler = pooler
+        self._settings = settings
+        self._registry = make_registry(pooler)
+        application = web.Application()
+        application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        self._probe: asyncio.Task[None] | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._settings.metrics_addr, self._settings.metrics_port, shutdown_timeout=1.0)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._probe is not None:
+            self._probe.cancel()
+        await self._runner.cleanup()
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        body = generate_latest(self._registry)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        if not self._pooler.accepting:
+            return web.Response(status=503, text="not accepting: shutting down\n")
+        upstream = self._pooler.pools.upstream
+        now = self._pooler.now()
+        if upstream.answered_at is None or now - upstream.answered_at > LATELY_S:
+            await self._ask_upstream()
+            now = self._pooler.now()
+        if upstream.failing_since is None and upstream.answered_at is not None:
+            return web.Response(text=f"accepting; the upstream answered {now - upstream.answered_at:.0f} s ago\n")
+        waited = now - (upstream.failing_since or now)
+        return web.Response(
+            text=f"accepting; clients are queued, the upstream is waited for since {waited:.0f} s: {upstream.failure}\n"
+        )
+
+    async def _ask_upstream(self) -> None:
+        """Log in there like any client, once for all who ask meanwhile."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._log_in_once())
+        await asyncio.shield(self._probe)
+
+    async def _log_in_once(self) -> None:
+        target = self._settings.upstream
+        upstream = self._pooler.pools.upstream
+        try:
+            connection = await asyncpg.connect(
+                host=target.host,
+                port=target.port,
+                user=target.user or "postgres",
+                password=target.password.get_secret_value() if target.password else None,
+                database=target.dbname or target.user or "postgres",
+                timeout=PROBE_S,
+                ssl=False,
+            )
+        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+            upstream.failed(self._pooler.now(), str(error) or type(error).__name__)
+        except asyncpg.TooManyConnectionsError as error:
+            upstream.failed(self._pooler.now(), str(error))
+        except asyncpg.PostgresError:
+            upstream.answered(self._pooler.now())  # it does not let us in, but it is there
+        else:
+            upstream.answered(self._pooler.now())
+            connection.terminate()
