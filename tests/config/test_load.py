@@ -139,7 +139,7 @@ def test_a_user_without_a_password_in_the_upstream_keeps_that_of_the_file(tmp_pa
 
 
 def test_trust_needs_no_passwords_and_every_other_auth_type_does() -> None:
-    assert credentials(load(["--upstream=postgresql://app@db", "--auth-type=trust"], {})) == {}
+    assert credentials(load(["--upstream=postgresql://app@db", "--auth-type=trust"], {})) == {"app": ""}
     with pytest.raises(ConfigurationError, match="none has a password, so auth_type md5 would let nobody in"):
         load(["--upstream=postgresql://app@db", "--auth-type=md5"], {})
 
