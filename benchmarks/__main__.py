@@ -29,13 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     chosen = [everything[name] for name in names]
     _raise_file_limit()
+    others = machine.OthersMeter()
     with prepared_postgres() as postgres:
         workload = Workload(postgres, options.seconds, options.scale)
         if options.profile:
             profile.profile(chosen[0], workload, _say)
             return 0
         results = _measure(chosen, workload, options.rounds)
-    print(report.table(results, chosen))
+    results.machine["used by others"] = f"{others.share():.0%} of the cores"
+    print(report.section(results, chosen))
     whole = not options.only and not options.quick
     if whole and not options.no_write:
         _write(results, chosen)
@@ -66,8 +68,8 @@ def _write(results: Results, chosen: Sequence[measures.Measure]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure pgfunnel beside PgBouncer.")
     parser.add_argument("--only", action="append", metavar="NAME", help="run this measure (may be repeated)")
-    parser.add_argument("--rounds", type=int, default=7, help="samples of each pooler (default 7)")
-    parser.add_argument("--seconds", type=float, default=6, help="length of a pgbench sample (default 6)")
+    parser.add_argument("--rounds", type=int, default=9, help="samples of each pooler (default 9)")
+    parser.add_argument("--seconds", type=float, default=4, help="length of a pgbench sample (default 4)")
     parser.add_argument("--quick", action="store_true", help="3 rounds, short and small: a first look, not written")
     parser.add_argument("--no-write", action="store_true", help="print the table and leave the files alone")
     parser.add_argument("--list", action="store_true", help="list the measures")

@@ -3,7 +3,9 @@
 import os
 import platform
 import re
+import resource
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,14 +15,40 @@ from pooler.demo.postgres import EmbeddedPostgres
 
 
 def machine() -> dict[str, str]:
-    """Describe the hardware and the kernel, and how busy the machine was already."""
+    """Describe the hardware and the kernel."""
     return {
         "cpu": cpu_model(Path("/proc/cpuinfo").read_text()),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
-        "load before": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+class OthersMeter:
+    """CPU that processes other than ours and our children's used: what spoils a benchmark."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._foreign = _busy_seconds() - _own_seconds()
+
+    def share(self) -> float:
+        """Give it as a part of all cores, since the meter was made. Children count once they have been waited for."""
+        foreign = _busy_seconds() - _own_seconds() - self._foreign
+        return max(0.0, foreign) / ((time.monotonic() - self._began) * (os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float:
+    user, nice, system, _idle, _iowait, *rest = (
+        int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    )
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )
 
 
 def versions(postgres: EmbeddedPostgres) -> dict[str, str]:

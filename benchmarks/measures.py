@@ -4,6 +4,9 @@ A measure loads one pooler once and returns the figures of that sample; repeatin
 judging are not its business.
 """
 
+import asyncio
+import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +14,7 @@ from benchmarks import clients, pgbench, servers
 from benchmarks.figures import Against, Bound, Figure
 from benchmarks.servers import Pooler
 from benchmarks.workload import DATABASE, USER, Workload
+from tests.support.torture import torture
 
 
 class CpuMeter:
@@ -98,14 +102,19 @@ class ManyClients(Measure):
 
 
 class Reconnect(Measure):
-    def __init__(self, auth_type: str, figures: tuple[Figure, ...]) -> None:
-        self.name = f"connect-{auth_type}"
+    def __init__(self, name: str, clients: int, auth_type: str, *, tps: Bound | None = None, cpu: Bound) -> None:
+        self.name = name
         self.auth_type = auth_type
-        self.figures = figures
+        self._clients = clients
+        who = f"pgbench -C -S, {clients} client{'s' if clients > 1 else ''}, {auth_type}"
+        self.figures = (Figure("cpu_us", f"{who}: CPU per connection", "us", cpu),)
+        if tps:
+            self.figures = (Figure("tps", f"{who}: connections per second", "/s", tps), *self.figures)
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
+        target = workload.through(pooler.port)
         meter = CpuMeter(pooler.pid)
-        report = pgbench.select_only(workload.through(pooler.port), 16, workload.seconds, reconnect=True)
+        report = pgbench.select_only(target, self._clients, workload.seconds, reconnect=True)
         return {"tps": report.tps} | meter.per(report.transactions)
 
 
@@ -152,6 +161,48 @@ class CopyOut(Measure):
         return 0.5 + self._rows * workload.scale / 2e6
 
 
+class Torture(Measure):
+    name = "torture"
+    beside_pgbouncer = False
+    most_rounds = 1
+    figures = (
+        Figure(
+            "failures",
+            "60 s of leak torture: answers to the wrong client, and other failures",
+            "",
+            Bound("<=", 0, Against.NOTHING),
+        ),
+    )
+
+    def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
+        seed = random.randrange(1_000_000)
+        work = torture(
+            servers.HOST,
+            pooler.port,
+            user=USER,
+            dbname=DATABASE,
+            seconds=self._duration(workload),
+            clients=100,
+            seed=seed,
+        )
+        report = asyncio.run(work)
+        if report.failures:
+            print(f"seed {seed}: {report}", file=sys.stderr)
+        return {
+            "failures": len(report.failures),
+            "tokens": report.tokens,
+            "connections": report.connections,
+            "cancelled": report.cancelled,
+            "seed": seed,
+        }
+
+    def expected_seconds(self, workload: Workload) -> float:
+        return self._duration(workload) + 1
+
+    def _duration(self, workload: Workload) -> float:
+        return 60 * workload.scale
+
+
 def all_measures() -> Iterator[Measure]:
     """Every measure, in the table's order."""
     yield SelectCpu("simple")
@@ -159,20 +210,12 @@ def all_measures() -> Iterator[Measure]:
     yield SelectCrowded()
     yield SelectAlone()
     yield ManyClients()
-    connecting = "pgbench -C -S, 16 clients, pool 20"
-    yield Reconnect(
-        "trust",
-        (
-            Figure("tps", f"{connecting}, trust: connections per second", "/s", Bound(">=", 0.95)),
-            Figure("cpu_us", f"{connecting}, trust: CPU per connection", "us", Bound("<=", 1.15)),
-        ),
-    )
-    yield Reconnect(
-        "scram-sha-256",
-        (Figure("cpu_us", f"{connecting}, scram-sha-256: CPU per connection", "us", Bound("<=", 1.3)),),
-    )
+    yield Reconnect("connect-trust", 16, "trust", tps=Bound(">=", 0.95), cpu=Bound("<=", 1.15))
+    yield Reconnect("connect-paced", 1, "trust", cpu=Bound("<=", 1.15))
+    yield Reconnect("connect-scram", 16, "scram-sha-256", cpu=Bound("<=", 1.3))
     yield IdleClients()
     yield CopyOut("copy-wide", 1_000_000, "repeat('x', 96)", "97 bytes", Bound("<=", 1.15))
     yield CopyOut("copy-narrow", 5_000_000, "'1'", "2 bytes", Bound("<=", 2.5))
     # Not asked for, but no two neighbours are alike here: it shows what a shortcut for equal rows would hide.
     yield CopyOut("copy-mixed", 1_000_000, "repeat('x', i * 37 % 191 + 1)", "2 to 192 bytes", bound=None)
+    yield Torture()

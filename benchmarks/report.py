@@ -74,8 +74,8 @@ def _value(spread: Spread | None, unit: str) -> str:
     if spread is None:
         return "-"
     median = spread.median
-    digits = 0 if median >= 1000 else 1 if median >= 10 else 2
-    return f"{median:,.{digits}f} {unit}".replace(" /s", "/s")
+    digits = 0 if median >= 1000 or median % 1 == 0 else 1 if median >= 10 else 2
+    return f"{median:,.{digits}f} {unit}".replace(" /s", "/s").rstrip()
 
 
 def _bound(row: Row) -> str:

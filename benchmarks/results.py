@@ -31,7 +31,7 @@ class Results:
     """Everything that one run found out."""
 
     date: str
-    machine: Mapping[str, str]
+    machine: dict[str, str]
     versions: Mapping[str, str]
     options: Mapping[str, float]
     samples: list[Sample] = field(default_factory=list)

@@ -11,8 +11,6 @@ from benchmarks.results import Sample, turns
 from benchmarks.servers import PgBouncer, PgFunnel, Pooler
 from benchmarks.workload import DATABASE, Workload, users_of
 
-_WARM_UP_SECONDS = 1.5
-
 Report = Callable[[str], None]
 AnyPooler = TypeVar("AnyPooler", bound=Pooler)
 
@@ -76,6 +74,7 @@ def run_all(measures: Sequence[Measure], workload: Workload, rounds: int, say: R
 
 def _run(measure: Measure, workload: Workload, rounds: int, progress: Progress) -> list[Sample]:
     samples = []
+    warm_up = replace(workload, seconds=min(workload.seconds, 1.5), scale=workload.scale / 10)
     with ExitStack() as stack:
         poolers = {
             contender.name: stack.enter_context(prepare(contender, measure, workload))
@@ -83,7 +82,7 @@ def _run(measure: Measure, workload: Workload, rounds: int, progress: Progress) 
             if contender.name in _names(measure)
         }
         for pooler in poolers.values():
-            measure.sample(pooler, replace(workload, seconds=min(workload.seconds, _WARM_UP_SECONDS)))
+            measure.sample(pooler, warm_up)
         for number, name in turns([*poolers], _rounds(measure, rounds)):
             sample = Sample(measure.name, number, name, measure.sample(poolers[name], workload))
             samples.append(sample)

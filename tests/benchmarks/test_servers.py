@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from benchmarks.machine import cpu_model, label
 from benchmarks.servers import PgBouncer, PgFunnel, clean_environment, cpu_seconds, resident_kib, system_share
 
 SETTINGS = {"pool_mode": "transaction", "default_pool_size": "20", "auth_type": "trust"}
@@ -46,20 +45,3 @@ def test_what_the_user_has_set_for_libpq_does_not_reach_the_benchmark(monkeypatc
     monkeypatch.setenv("PGOPTIONS", "-c jit=on")
     monkeypatch.setenv("PGFUNNEL_POOL_MODE", "session")
     assert not {"PGOPTIONS", "PGFUNNEL_POOL_MODE"} & {*clean_environment()}
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        ("Intel(R) Xeon(R) Processor", "intel-xeon-2-cores"),
-        ("Intel(R) Core(TM) i7-8650U CPU @ 1.90GHz", "intel-core-i7-8650u-2-cores"),
-        ("aarch64", "aarch64-2-cores"),
-    ],
-)
-def test_a_machine_is_named_shortly(model: str, expected: str) -> None:
-    assert label({"cpu": model, "cores": "2"}) == expected
-
-
-def test_the_processor_is_read_from_cpuinfo() -> None:
-    assert cpu_model("processor\t: 0\nmodel name\t: Example 9000\nflags\t: fpu\n") == "Example 9000"
-    assert cpu_model("processor\t: 0\nBogoMIPS\t: 50.00\n") == os.uname().machine
