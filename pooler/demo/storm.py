@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 30.0
 _WATCH_INTERVAL: Final = 0.02
 _COUNT_SERVER_CONNECTIONS: Final = "select count(*) from pg_stat_activity where usename = $1"
+# An answer that makes no sense counts like an error: as SQL, as protocol, or to the driver's state.
+_FAILURES: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InternalClientError,
+    asyncpg.InterfaceError,
+    WrongAnswerError,
+    OSError,
+)
 
 
 class Failure(NamedTuple):
@@ -89,7 +97,7 @@ class Storm:
         await asyncio.sleep(self.start_within * number / self.clients)
         try:
             await self._function(Random(number), url, outcome)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, WrongAnswerError, OSError) as error:
+        except _FAILURES as error:
             outcome.failures[Failure.of(error)] += 1
         on_end(outcome)
 

@@ -1,5 +1,6 @@
 """`pgfunnel demo` as its users run it."""
 
+import os
 import re
 import resource
 import signal
@@ -9,18 +10,23 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from typing import Self
 
 import psycopg
 import pytest
 
 from pooler import demo
-from pooler.demo.demonstration import FileLimitError, _raise_file_limit
+from pooler.demo.demonstration import Demonstration, FileLimitError, _raise_file_limit
+from pooler.demo.storm import Storm
 
 
 @contextmanager
 def running_demo(*options: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "pooler.main", "demo", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    environment = os.environ | {"PGFUNNEL_POOL_MODE": "the user's own settings are not the demo's"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -46,6 +52,36 @@ def test_once_shows_both_storms_and_exits_with_0_as_pgfunnel_failed_nothing() ->
     assert re.search(r"│ requests +│ +300 │ +300 │", screen)
     assert re.search(r"│ +success rate +│ +100.0 % │ +100.0 % │", screen)
     assert re.search(r"│ most server connections at once │ +\d+ │ +[123] │", screen)
+
+
+class DeadFunnel:
+    """In pgfunnel's place, a port where nobody listens."""
+
+    def __init__(self, settings: dict[str, object], *, metrics_port: int) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_once_exits_with_1_if_pgfunnel_failed_a_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pooler.demo.demonstration.Funnel", DeadFunnel)
+    demonstration = Demonstration(
+        storm=Storm(clients=2, own_work=0, start_within=0),
+        pool_size=1,
+        max_connections=100,
+        once=True,
+        listen_port=None,
+        metrics_port=None,
+        postgres_version=None,
+    )
+    assert demonstration.run() == 1
+    assert re.search(r"- connection refused +│ +0 │ +2 │", capsys.readouterr().out)
 
 
 def test_without_once_both_stay_up_until_ctrl_c_and_nothing_is_left_behind() -> None:
