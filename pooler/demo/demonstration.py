@@ -85,7 +85,7 @@ class Demonstration:
             pooled = _unleash(self.storm, console, "through pgfunnel", url, postgres)
             console.print("", side_by_side({"straight at Postgres": direct, "through pgfunnel": pooled}), sep="\n")
             if self.once:
-                return 0 if pooled.served == pooled.requests else 1
+                return 1 if pooled.failures else 0
             console.print(_what_next(postgres, funnel, url), soft_wrap=True)
             _stay_up(console, funnel)
             return 0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _TIMEOUT: Final = 30.0
 _WATCH_INTERVAL: Final = 0.02
 _COUNT_SERVER_CONNECTIONS: Final = "select count(*) from pg_stat_activity where usename = $1"
-# An answer that makes no sense counts like an error: as SQL, as protocol, or to the driver's state.
+# What the server refuses, what breaks the protocol, a driver out of step, a wrong answer, a lost connection.
 _FAILURES: Final = (
     asyncpg.PostgresError,
     asyncpg.InternalClientError,
