@@ -1,0 +1,123 @@
+"""A pool with sessions on both sides and no sockets: the test plays the clients, Postgres and the clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from pooler.client import ClientDuties, ClientSession
+from pooler.pool import Pool
+from pooler.reasons import Ending, Reason
+from pooler.server import ServerDuties, ServerSession
+from tests.protocol.model import message
+from tests.support.transport import MockTransport
+
+MAX_PACKET = 1 << 30
+PEER = ("127.0.0.1", 5432)
+READY = message("Z", b"I")
+IN_TRANSACTION = message("Z", b"T")
+DONE = message("C", b"SELECT 1\0") + READY
+
+
+def query(sql: str = "select 1") -> bytes:
+    return message("Q", sql.encode() + b"\0")
+
+
+def sent(transport: MockTransport) -> bytes:
+    return transport.take()
+
+
+def wire(session: ClientSession | ServerSession) -> MockTransport:
+    """The transport of a session."""
+    assert isinstance(session.transport, MockTransport)
+    return session.transport
+
+
+@dataclass
+class House:
+    """Everything that the sessions of one pool need."""
+
+    size: int = 1
+    reset_query: str = ""
+    session_mode: bool = False
+    statement_mode: bool = False
+    check_always: bool = False
+    time: float = 1000.0
+    opens: int = 0
+    cancels: list[ServerSession] = field(default_factory=list)
+    endings: dict[ClientSession, Ending] = field(default_factory=dict)
+    server_endings: dict[ServerSession, Reason] = field(default_factory=dict)
+    lingering: list[MockTransport] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._ids = count(1)
+        self.pool: Pool[ServerSession] = Pool("alice", "shop", self._open, size=self.size, concurrency=100)
+        self.pool.welcome = b"known"
+        self.server_duties = ServerDuties(
+            cancel=self._cancel,
+            ended=self.server_endings.__setitem__,
+            now=self.now,
+            check_query="",
+            check_always=self.check_always,
+            reset_query=self.reset_query,
+            session_mode=self.session_mode,
+            statement_mode=self.statement_mode,
+        )
+        self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET)
+
+    def now(self) -> float:
+        return self.time
+
+    def _open(self, _: Pool[ServerSession]) -> None:
+        self.opens += 1
+
+    def _cancel(self, server: ServerSession) -> None:
+        if server not in self.cancels:
+            server.cancel_sent()
+            self.cancels.append(server)
+
+    def settle_cancels(self) -> None:
+        while self.cancels:
+            self.cancels.pop(0).cancel_settled()
+
+    def _client_ended(self, session: ClientSession, ending: Ending) -> None:
+        assert session not in self.endings, "ended twice"
+        self.endings[session] = ending
+
+    def _linger(self, transport: object) -> None:
+        assert isinstance(transport, MockTransport)
+        self.lingering.append(transport)
+        transport.eof = True
+
+    def server(self, *, slow: bool = False) -> ServerSession:
+        """Open a connection, as if the pool had asked for it."""
+        transport = MockTransport(slow_peer=slow)
+        id_ = next(self._ids)
+        session = ServerSession(id_, self.pool, transport, b"key%d" % id_, PEER, self.server_duties)
+        transport.protocol = session
+        if not self.pool.opening:
+            self.pool.opening += 1
+        self.pool.opened(session, b"known", self.time)
+        return session
+
+    def client(self, *, slow: bool = False) -> ClientSession:
+        transport = MockTransport(slow_peer=slow)
+        id_ = next(self._ids)
+        session = ClientSession(id_, self.pool, transport, b"client%d" % id_, self.client_duties)
+        transport.protocol = session
+        return session
+
+    def census(self) -> dict[str, int]:
+        """How many connections are in which state; each is in exactly one."""
+        pool = self.pool
+        free = [*pool.idle, *pool.stale]
+        assert len(set(free)) == len(free), "a connection stands in the idle stack twice"
+        linked = [server for server in pool.servers if server.client is not None]
+        assert not set(free) & set(linked), "a connection is idle and linked"
+        for server in linked:
+            assert server.client is not None
+            assert server.client.server is server
+        busy = [server for server in pool.servers if server not in free and server not in linked]
+        return {"idle": len(free), "linked": len(linked), "busy": len(busy), "waiting": len(pool.waiters)}
+
+
+MakeHouse = Callable[..., House]
