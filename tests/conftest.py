@@ -35,6 +35,7 @@ CREATE DATABASE other;
 
 StartPgfunnel = Callable[..., Pgfunnel]
 StartPostgres = Callable[[int], EmbeddedPostgres]
+CountBackends = Callable[[], int]
 
 
 def start_postgres(version: int, **settings: str) -> EmbeddedPostgres:
@@ -82,3 +83,18 @@ def admin(postgres: EmbeddedPostgres) -> Iterator[psycopg.Connection]:
     """Open a superuser's session straight at Postgres, to look at what pgfunnel does there."""
     with psycopg.connect(postgres.url(), autocommit=True, application_name="admin") as connection:
         yield connection
+
+
+@pytest.fixture
+def backends(admin: psycopg.Connection) -> CountBackends:
+    """Let the test count the connections at the shared Postgres, the test's own session aside."""
+
+    def count() -> int:
+        row = admin.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND application_name NOT IN ('admin', 'psql')"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    return count

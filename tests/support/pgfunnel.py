@@ -23,6 +23,7 @@ from typing import Final, Self
 from urllib.parse import quote
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.wire import Wire
 
@@ -35,7 +36,7 @@ STOP_TIMEOUT: Final = 20.0
 class Pgfunnel:
     """One pgfunnel in front of `upstream`. Settings are given by their names: default_pool_size=3.
 
-    `userlist` are (user, password) pairs for auth_file, `toml` the text of a --config file.
+    `userlist` are the users and secrets of an auth_file, `toml` is the text of a --config file.
     """
 
     command: tuple[str, ...] = (sys.executable, "-m", "pooler.main")
@@ -58,9 +59,8 @@ class Pgfunnel:
         ports: dict[str, Setting] = {"listen_port": self.port, "metrics_port": self.metrics_port}
         files: dict[str, Setting] = {}
         if userlist is not None:
-            files["auth_file"] = self._file(
-                "userlist.txt", "".join(f'"{user}" "{password}"\n' for user, password in userlist.items())
-            )
+            lines = (f"{_quoted(user)} {_quoted(secret)}\n" for user, secret in userlist.items())
+            files["auth_file"] = self._file("userlist.txt", "".join(lines))
         if toml:
             files["config"] = self._file("pgfunnel.toml", toml)
         self.settings = {**defaults, **ports, **files, **settings}
@@ -155,6 +155,17 @@ class Pgfunnel:
             with error:
                 return error.code, error.read().decode()
 
+    def metric(self, name: str, **labels: str) -> float:
+        """Read /metrics: the sum of the samples with this name and these labels."""
+        _, text = self.http("/metrics")
+        families = text_string_to_metric_families(text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def waiting(self) -> int:
+        """How many clients wait for a server."""
+        return int(self.metric("pgfunnel_pool_clients_waiting"))
+
     def rss(self) -> int:
         """Resident memory in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
@@ -181,6 +192,11 @@ class Pgfunnel:
         path = Path(self._directory.name, name)
         path.write_text(text)
         return str(path)
+
+
+def _quoted(text: str) -> str:
+    doubled = text.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def free_port() -> int:
