@@ -1,5 +1,6 @@
 """A pool with sessions on both sides and no sockets: the test plays the clients, Postgres and the clock."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -86,6 +87,7 @@ class House:
     def _linger(self, transport: object) -> None:
         assert isinstance(transport, MockTransport)
         self.lingering.append(transport)
+        transport.set_protocol(asyncio.Protocol())
         transport.eof = True
 
     def server(self, *, slow: bool = False) -> ServerSession:

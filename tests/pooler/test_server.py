@@ -315,3 +315,37 @@ def test_a_slow_clients_server_is_read_again_when_the_client_goes() -> None:
     wire(server).receive(message("E", b"\0") + READY)
     house.settle_cancels()
     assert free_again(house)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_half_a_notice_for_an_idle_server_does_not_reach_the_next_client(cut: int) -> None:
+    house = House()
+    server, client = house.server(), house.client()
+    notice = message("N", b"SNOTICE\0Mfor nobody\0\0")
+    wire(server).receive(notice[:cut])
+    wire(client).receive(query())
+    wire(server).receive(notice[cut:])
+    assert b"nobody" not in sent(wire(client))
+    house.census()
+
+
+def test_a_server_is_not_forgotten_when_half_a_notice_comes_before_its_cancel_is_settled() -> None:
+    house = House()
+    server, client = linked(house)
+    server.cancel_sent()
+    wire(server).receive(DONE)
+    notice = message("N", b"SNOTICE\0Mfor nobody\0\0")
+    wire(server).receive(notice[:7])
+    server.cancel_settled()
+    wire(server).receive(notice[7:])
+    assert free_again(house) or server not in house.pool.servers
+
+
+def test_a_run_that_ends_in_a_stray_copy_end_is_synced_too() -> None:
+    house = House()
+    server, client = linked(house, message("P", b"\0\0\0\0") + message("c"))
+    wire(client).lose()
+    assert sent(wire(server)) == SYNC
+    wire(server).receive(message("1") + READY)
+    house.settle_cancels()
+    assert free_again(house)
