@@ -12,7 +12,7 @@ from scramp import ScramMechanism
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD, StartPgfunnel
-from tests.support.pgfunnel import Pgfunnel
+from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import (
     GSSENC_REQUEST,
     PROTOCOL_3_0,
@@ -204,6 +204,17 @@ def test_what_comes_with_the_login_is_served_after_it(shared: Pgfunnel) -> None:
         wire.send(startup({"user": "postgres", "database": "postgres"}), query("SELECT 'early'"))
         wire.authenticate("postgres", "")
         assert wire.read_until()[1].columns == ["early"]
+
+
+def test_password_sent_before_it_was_asked_for_is_taken_when_it_is(
+    pgfunnel: StartPgfunnel, postgres: EmbeddedPostgres
+) -> None:
+    pooler = pgfunnel(postgres.url(password="secret"), auth_type="plain", max_client_conn=1)
+    with pooler.connect() as wire:
+        with pooler.login(password="secret"):
+            wire.send(startup({"user": "postgres", "database": "postgres"}), password_message("secret"))
+            eventually(lambda: pooler.metric("pgfunnel_logins", state="place") == 1)
+        assert kinds(wire.read_until())[-2:] == "KZ"
 
 
 def test_user_name_stands_for_the_database_where_none_is_given(

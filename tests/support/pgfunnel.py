@@ -3,6 +3,7 @@
 Leaving it is a test too: it must end with status 0 on SIGTERM, and must never have logged a traceback.
 """
 
+import ctypes
 import os
 import random
 import re
@@ -31,6 +32,7 @@ Setting = str | int | float
 
 START_TIMEOUT: Final = 20.0
 STOP_TIMEOUT: Final = 20.0
+PIDFD_GETFD: Final = 438  # the system call's number on Linux, for which Python has no name
 
 
 class Pgfunnel:
@@ -174,6 +176,19 @@ class Pgfunnel:
         """TCP connections it has open, of clients and of servers, in any state."""
         connections = psutil.Process(self.process.pid).net_connections("tcp")
         return sum(each.status != psutil.CONN_LISTEN for each in connections)
+
+    def socket_to(self, port: int) -> socket.socket:
+        """Return a duplicate of its socket whose peer has this port, to read options off."""
+        connections = psutil.Process(self.process.pid).net_connections("tcp")
+        (fd,) = (each.fd for each in connections if each.raddr and each.raddr.port == port)
+        pidfd = os.pidfd_open(self.process.pid)
+        try:
+            duplicate = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, fd, 0)
+        finally:
+            os.close(pidfd)
+        if duplicate < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        return socket.socket(fileno=duplicate)
 
     def _find(self, pattern: str) -> str | None:
         return next((line for line in self.log if re.search(pattern, line)), None)
