@@ -15,6 +15,7 @@ from tests.support.transport import MockTransport
 MAX_PACKET = 1 << 30
 PEER = ("127.0.0.1", 5432)
 READY = message("Z", b"I")
+WELCOME = message("S", b"application_name\0known\0")
 IN_TRANSACTION = message("Z", b"T")
 DONE = message("C", b"SELECT 1\0") + READY
 
@@ -52,7 +53,7 @@ class House:
     def __post_init__(self) -> None:
         self._ids = count(1)
         self.pool: Pool[ServerSession] = Pool("alice", "shop", self._open, size=self.size, concurrency=100)
-        self.pool.welcome = b"known"
+        self.pool.welcome = WELCOME
         self.server_duties = ServerDuties(
             cancel=self._cancel,
             ended=self.server_endings.__setitem__,
@@ -98,7 +99,7 @@ class House:
         transport.protocol = session
         if not self.pool.opening:
             self.pool.opening += 1
-        self.pool.opened(session, b"known", self.time)
+        self.pool.opened(session, WELCOME, self.time)
         return session
 
     def client(self, *, slow: bool = False) -> ClientSession:

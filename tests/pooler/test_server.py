@@ -6,7 +6,7 @@ from pooler.client import ClientSession
 from pooler.reasons import Reason
 from pooler.server import ServerSession
 from protocol.messages import TERMINATE
-from tests.pooler.house import DONE, IN_TRANSACTION, READY, House, query, sent, wire
+from tests.pooler.house import DONE, IN_TRANSACTION, READY, WELCOME, House, query, sent, wire
 from tests.protocol.model import message
 from tests.support.transport import MockTransport
 
@@ -240,7 +240,7 @@ def test_a_waiting_client_that_asks_for_nothing_does_not_wear_out_a_retired_serv
     wire(asks).receive(query())
     server, transport = _server_to_be_retired(house)
     house.pool.opening += 1
-    house.pool.opened(server, b"known", house.time)
+    house.pool.opened(server, WELCOME, house.time)
     assert not transport.closing or asks.server is not server, "lent although it is closed"
     house.census()
 
