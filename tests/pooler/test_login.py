@@ -164,7 +164,7 @@ def test_bytes_behind_an_unanswered_encryption_request_are_refused() -> None:
     ending = door.endings[login]
     assert ending is not None
     assert ending.reason is Reason.CLIENT_VIOLATION
-    assert b"N" != sent(transport)[:1]
+    assert sent(transport)[:1] != b"N"
 
 
 def test_a_cancel_request_is_carried_out_and_the_connection_closed() -> None:

@@ -349,3 +349,23 @@ def test_a_run_that_ends_in_a_stray_copy_end_is_synced_too() -> None:
     wire(server).receive(message("1") + READY)
     house.settle_cancels()
     assert free_again(house)
+
+
+@pytest.mark.parametrize("check_always", [False, True])
+def test_a_server_lost_before_its_cancel_is_settled_does_not_come_back(check_always: bool) -> None:
+    house = House(check_always=check_always)
+    server, client = linked(house)
+    server.cancel_sent()
+    wire(server).receive(DONE)
+    wire(server).lose()
+    server.cancel_settled()
+    assert house.census() == {"idle": 0, "linked": 0, "busy": 0, "waiting": 0}
+    assert house.pool.testing == 0
+
+
+def test_a_check_is_not_sent_into_a_cancel() -> None:
+    house = House(check_always=True)
+    server, client = linked(house)
+    server.cancel_sent()
+    wire(server).receive(DONE)
+    assert sent(wire(server)) == b"", "it would be hit by the cancel"

@@ -1,0 +1,188 @@
+"""SCRAM-SHA-256 against the RFC's own example and an independent implementation, honest and tampered with."""
+
+from base64 import b64decode, b64encode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scramp import ScramClient as OtherClient
+from scramp import ScramMechanism
+
+from protocol.scram import (
+    MAX_ITERATIONS,
+    AuthenticationFailedError,
+    ScramClient,
+    ScramSecret,
+    ScramServer,
+    md5_response,
+    md5_secret,
+    salted_password,
+    saslprep,
+)
+
+# RFC 7677, section 3.
+NONCE = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+CLIENT_FIRST = "n,,n=user,r=rOprNGfwEbeRWgbNEkqO"
+SERVER_FIRST = f"r={NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+CLIENT_FINAL = f"c=biws,r={NONCE},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+SERVER_FINAL = "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+SALT = b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+SECRET = ScramSecret.of_password("pencil", SALT, 4096)
+
+
+def zeros(count: int) -> bytes:
+    return b"\0" * count
+
+
+def server_of_the_rfc() -> ScramServer:
+    server = ScramServer(SECRET, zeros)
+    server._nonce = b"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    return server
+
+
+def test_the_servers_side_of_the_rfcs_example() -> None:
+    server = server_of_the_rfc()
+    assert server.first(CLIENT_FIRST.encode()).decode() == SERVER_FIRST
+    assert server.final(CLIENT_FINAL.encode()).decode() == SERVER_FINAL
+
+
+def test_the_clients_side_of_the_rfcs_example() -> None:
+    client = ScramClient(zeros)
+    client._nonce = b"rOprNGfwEbeRWgbNEkqO"
+    client._client_first_bare = b"n=user,r=" + client._nonce
+    client.challenge(SERVER_FIRST.encode())
+    assert client.final(salted_password("pencil", client.salt, client.iterations)).decode() == CLIENT_FINAL
+    client.verify(SERVER_FINAL.encode())
+
+
+PASSWORDS = st.sampled_from(["pencil", "x" * 300, "pässwörd", "I\u00adX", "\u2168", "a\u00a0b", "пароль"])
+
+
+@given(PASSWORDS, st.sampled_from([4096, 5000]), st.binary(min_size=16, max_size=30))
+@settings(max_examples=20, deadline=None)
+def test_an_independent_client_logs_in(password: str, iterations: int, salt: bytes) -> None:
+    server = ScramServer(ScramSecret.of_password(password, salt, iterations), zeros)
+    other = OtherClient(["SCRAM-SHA-256"], "user", password)
+    other.set_server_first(server.first(other.get_client_first().encode()).decode())
+    other.set_server_final(server.final(other.get_client_final().encode()).decode())
+
+
+@given(PASSWORDS)
+@settings(max_examples=20, deadline=None)
+def test_an_independent_server_lets_us_in(password: str) -> None:
+    mechanism = ScramMechanism("SCRAM-SHA-256")
+    stored = mechanism.make_auth_info(password, iteration_count=4096)
+    other = mechanism.make_server(lambda _: stored)
+    client = ScramClient(zeros)
+    other.set_client_first(client.first().decode())
+    client.challenge(other.get_server_first().encode())
+    other.set_client_final(client.final(salted_password(password, client.salt, client.iterations)).decode())
+    client.verify(other.get_server_final().encode())
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "n,,",
+        "n,,n=user",
+        "n,,n=user,r=",
+        "n,,r=abc,n=user",
+        "p=tls-server-end-point,,n=user,r=abc",
+        "n,a=other,n=user,r=abc",
+        "n,,m=ext,n=user,r=abc",
+        "n,,n=user,r=a\x01b",
+        "x,,n=user,r=abc",
+    ],
+)
+def test_a_malformed_first_message_is_refused(first: str) -> None:
+    with pytest.raises(AuthenticationFailedError):
+        ScramServer(SECRET, zeros).first(first.encode())
+
+
+@given(st.integers(0, len(CLIENT_FINAL) - 1), st.integers(1, 255))
+@settings(max_examples=300, deadline=None)
+def test_one_changed_byte_of_the_clients_proof_is_refused(at: int, by: int) -> None:
+    server = server_of_the_rfc()
+    server.first(CLIENT_FIRST.encode())
+    tampered = bytearray(CLIENT_FINAL.encode())
+    tampered[at] ^= by
+    with pytest.raises(AuthenticationFailedError):
+        server.final(bytes(tampered))
+
+
+@given(st.binary(max_size=100))
+def test_random_bytes_are_no_proof(data: bytes) -> None:
+    server = server_of_the_rfc()
+    with pytest.raises(AuthenticationFailedError):
+        ScramServer(SECRET, zeros).first(data)
+    server.first(CLIENT_FIRST.encode())
+    with pytest.raises(AuthenticationFailedError):
+        server.final(data)
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        "",
+        "r=another,s=QQ==,i=4096",
+        "r=AAAAAAAAAAAAAAAAAAAAAAAA,s=QQ==,i=4096",
+        "r=AAAAAAAAAAAAAAAAAAAAAAAAx,s=,i=4096",
+        "r=AAAAAAAAAAAAAAAAAAAAAAAAx,s=!!,i=4096",
+        "r=AAAAAAAAAAAAAAAAAAAAAAAAx,s=QQ==,i=0",
+        f"r=AAAAAAAAAAAAAAAAAAAAAAAAx,s=QQ==,i={MAX_ITERATIONS + 1}",
+        "r=AAAAAAAAAAAAAAAAAAAAAAAAx,s=QQ==,i=x",
+        "r=AAAAAAAAAAAAAAAAAAAAAAAAx,QQ==,4096",
+    ],
+)
+def test_a_challenge_that_is_wrong_is_refused(challenge: str) -> None:
+    with pytest.raises(AuthenticationFailedError):
+        ScramClient(zeros).challenge(challenge.encode())
+
+
+@pytest.mark.parametrize("final", ["", "e=other-error", "v=AAAA", SERVER_FINAL[:-4]])
+def test_a_server_that_does_not_know_the_password_is_refused(final: str) -> None:
+    client = ScramClient(zeros)
+    client.challenge(b"r=" + client._nonce + b"x,s=QQ==,i=1")
+    client.final(salted_password("pencil", client.salt, client.iterations))
+    with pytest.raises(AuthenticationFailedError):
+        client.verify(final.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("I\u00adX", "IX"),
+        ("user", "user"),
+        ("\u00aa", "a"),
+        ("\u2168", "IX"),
+        ("a\u00a0b", "a b"),
+        ("\u0007", "\u0007"),  # prohibited: used as it is
+        ("\u0627\u0031", "\u0627\u0031"),  # inconsistent direction: used as it is
+        ("\u00ad", "\u00ad"),
+    ],
+)
+def test_saslprep_examples(text: str, normal: str) -> None:
+    assert saslprep(text) == normal
+
+
+def test_a_stored_secret_is_read_and_never_shown() -> None:
+    salt, stored_key, server_key = (b64encode(each).decode() for each in (SALT, SECRET.stored_key, SECRET.server_key))
+    line = f"SCRAM-SHA-256$4096:{salt}${stored_key}:{server_key}"
+    secret = ScramSecret.parse(line)
+    assert secret == SECRET
+    assert repr(secret) == "ScramSecret(***)"
+
+
+@pytest.mark.parametrize("text", ["", "SCRAM-SHA-256$", "SCRAM-SHA-256$0:QQ==$QQ==:QQ==", "SCRAM-SHA-256$x:y$z:w"])
+def test_a_malformed_secret_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(ValueError, match="SCRAM secret") as caught:
+        ScramSecret.parse(text)
+    assert "QQ==" not in str(caught.value)
+
+
+def test_md5_answers_are_those_of_the_documentation() -> None:
+    secret = md5_secret("alice", "hush")
+    assert md5_secret("alice", secret) == secret
+    assert md5_response(secret, b"salt") != md5_response(secret, b"tlas")
+    assert len(md5_response(secret, b"salt")) == 35
