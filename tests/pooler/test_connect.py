@@ -41,12 +41,14 @@ async def postgres(*says: bytes) -> AsyncIterator[tuple[Target, list[bytes]]]:
     server = await asyncio.start_server(play, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        yield Target("127.0.0.1", port, "alice", "shop", "hush"), heard
-        await gone.wait()
+        try:
+            yield Target("127.0.0.1", port, "alice", "shop", "hush"), heard
+        finally:
+            await gone.wait()
 
 
-async def enter(target: Target, timeout: float = 5) -> bytes:
-    login = await log_in(target, {}, timeout, SaltedPasswords())
+async def enter(target: Target, most_s: float = 5) -> bytes:
+    login = await log_in(target, {}, most_s, SaltedPasswords())
     login.transport.abort()
     assert login.key == b"\0\0\0\1key!"
     return login.welcome

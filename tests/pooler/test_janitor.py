@@ -12,7 +12,7 @@ from pooler.client import ClientSession
 from pooler.janitor import CLEANING_S, ROUND_S, Janitor, Premises
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
-from pooler.reasons import Reason
+from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from tests.pooler.house import DONE, IN_TRANSACTION, House, query, sent, wire
 from tests.protocol.model import message
@@ -232,7 +232,7 @@ class _Stranger:
 
     def go_on(self) -> None: ...
 
-    def end(self, ending: Any) -> None:
+    def end(self, ending: Ending) -> None:
         self.ended_at = ending.reason
         self.lobby.left(cast("ClientLogin", self), joined=False)
 

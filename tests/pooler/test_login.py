@@ -39,7 +39,7 @@ class Door:
             left=self._left,
             joined=lambda session, _: self.joined.append(session),
             cancel=lambda key, done: self.cancels.append((key, done)),
-            pool_of=lambda user, database: self.house.pool,
+            pool_of=lambda *_: self.house.pool,
             linger=self._linger,
             now=self.house.now,
             next_id=count(1).__next__,
@@ -173,7 +173,7 @@ def test_a_cancel_request_is_carried_out_and_the_connection_closed() -> None:
     transport.receive(cancel_request(b"\0\0\0\1key!"))
     ((key, done),) = door.cancels
     assert key == b"\0\0\0\1key!"
-    assert not transport.closing
+    assert not transport.is_closing()
     done()
     assert transport.closing
     assert sent(transport) == b""

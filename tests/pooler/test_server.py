@@ -1,4 +1,4 @@
-"""What becomes of a server connection: lent only when it is free, cleaned when its client has gone, closed in the end."""
+"""What becomes of a server connection: lent only when it is free, cleaned when its client has gone, closed at last."""
 
 import pytest
 
@@ -331,7 +331,7 @@ def test_half_a_notice_for_an_idle_server_does_not_reach_the_next_client(cut: in
 
 def test_a_server_is_not_forgotten_when_half_a_notice_comes_before_its_cancel_is_settled() -> None:
     house = House()
-    server, client = linked(house)
+    server, _client = linked(house)
     server.cancel_sent()
     wire(server).receive(DONE)
     notice = message("N", b"SNOTICE\0Mfor nobody\0\0")
@@ -354,7 +354,7 @@ def test_a_run_that_ends_in_a_stray_copy_end_is_synced_too() -> None:
 @pytest.mark.parametrize("check_always", [False, True])
 def test_a_server_lost_before_its_cancel_is_settled_does_not_come_back(check_always: bool) -> None:
     house = House(check_always=check_always)
-    server, client = linked(house)
+    server, _client = linked(house)
     server.cancel_sent()
     wire(server).receive(DONE)
     wire(server).lose()
@@ -365,7 +365,7 @@ def test_a_server_lost_before_its_cancel_is_settled_does_not_come_back(check_alw
 
 def test_a_check_is_not_sent_into_a_cancel() -> None:
     house = House(check_always=True)
-    server, client = linked(house)
+    server, _client = linked(house)
     server.cancel_sent()
     wire(server).receive(DONE)
     assert sent(wire(server)) == b"", "it would be hit by the cancel"

@@ -1,5 +1,6 @@
 """First packets: what a client may begin with."""
 
+import contextlib
 from struct import pack
 
 import pytest
@@ -88,10 +89,8 @@ def test_a_broken_layout_is_refused(body: bytes) -> None:
 @given(st.binary(max_size=300), st.sampled_from([3 << 16, 80877102, 80877103, 2 << 16]))
 def test_random_bodies_are_read_or_refused(body: bytes, code: int) -> None:
     for data in (body, pack("!II", 8 + len(body), code) + body):
-        try:
+        with contextlib.suppress(ClientViolation):
             read_first_packet(data)
-        except ClientViolation:
-            pass
 
 
 @given(st.integers(0, 60))

@@ -6,6 +6,7 @@ that the model puts into every reply it causes, so that a byte that reaches a st
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from struct import unpack_from
@@ -371,7 +372,7 @@ class World:
 
     # --- what must hold
 
-    def _check_order(self, before: list[object]) -> None:
+    def _check_order(self, before: Sequence[object]) -> None:
         """Those who left the queue and were served had waited longest."""
         remaining = set(self.pool.waiters)
         passed_over = False
