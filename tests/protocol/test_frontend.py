@@ -71,7 +71,7 @@ def test_random_bytes_are_a_violation_or_are_held_or_pass(chunks: list[bytes]) -
             if is_terminate(held, 0):
                 return
     except ClientViolation as violation:
-        assert 0 <= violation.offset < len(data)
+        assert 0 <= violation.offset < len(data)  # noqa: PT017 - a violation need not come
 
 
 @pytest.mark.parametrize(
