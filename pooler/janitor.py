@@ -21,7 +21,8 @@ from protocol.kinds import IDLE
 ROUND_S: Final = 1 / 3
 """Seconds between rounds; as PgBouncer's."""
 CLEANING_S: Final = 3.0
-"""How long a server may take to finish what a vanished client has left: then it is cancelled, then closed."""
+"""How long a server may take to finish what a vanished client has left, then it is cancelled, then closed; and how
+long to answer a check."""
 PATIENCE_S: Final = 1.0
 """How long a pool that has no server at all waits under a full cap, before a busy pool gives one up for it."""
 
@@ -152,7 +153,8 @@ class Janitor:
         if exchange.queries != server.seen_queries or quiet != server.seen_quiet:
             server.seen_queries, server.seen_quiet, server.seen_at = exchange.queries, quiet, now
         if quiet and exchange.status == IDLE:
-            return  # session mode: neither a query nor a transaction
+            server.since = now  # session mode: neither a query nor a transaction
+            return
         ending = self._overdue(quiet, unmoved=now - server.seen_at, lasted=now - server.since)
         if ending is not None and server.client is not None:
             server.client.end(ending)
@@ -195,9 +197,11 @@ class Janitor:
     def _sweep_cleaning(self, server: ServerSession, now: float) -> None:
         """A query of the pooler's own, or what a vanished client has left."""
         took = now - server.since
-        if took >= 2 * CLEANING_S:
-            server.end(Reason.SERVER_CHECK_FAILED if server.testing else Reason.SERVER_UNCLEAN)
-        elif took >= CLEANING_S and not server.testing:
+        if took >= CLEANING_S and server.testing:
+            server.end(Reason.SERVER_CHECK_FAILED)
+        elif took >= 2 * CLEANING_S:
+            server.end(Reason.SERVER_UNCLEAN)
+        elif took >= CLEANING_S:
             self._premises.canceller.cancel_server(server)
 
     def _sweep_free(self, pool: ServerPool, server: ServerSession, now: float) -> None:

@@ -135,12 +135,15 @@ class ClientLogin(asyncio.Protocol):
         self._buffer += data
         if len(self._buffer) > MAX_EARLY_SIZE:
             self.transport.pause_reading()
+        self._advance()
+
+    def _advance(self) -> None:
         try:
-            self._advance()
+            self._take_what_is_due()
         except ProtocolViolation as violation:
             self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
 
-    def _advance(self) -> None:
+    def _take_what_is_due(self) -> None:
         while self._buffer and not self.ended:
             if self._stage is Stage.FIRST_PACKET:
                 found = read_first_packet(self._buffer)
@@ -217,6 +220,9 @@ class ClientLogin(asyncio.Protocol):
             return
         self._stage = Stage.PROOF
         self.transport.write(out + self._proof.request)
+        if self._buffer:
+            self.transport.resume_reading()
+            self._advance()
 
     def _take_proof(self, kind: int, payload: bytes) -> None:
         if kind == TERMINATE:

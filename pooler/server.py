@@ -12,7 +12,7 @@ from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from protocol.backend import scan_replies
 from protocol.errors import ServerViolation
-from protocol.exchange import COPYING_IN, OWED_QUERY, Exchange
+from protocol.exchange import COPYING_IN, OWED_QUERY, SKIPPING, Exchange
 from protocol.frontend import scan_requests
 from protocol.kinds import IDLE
 from protocol.messages import SYNC, TERMINATE, message, query
@@ -150,6 +150,7 @@ class ServerSession(asyncio.Protocol):
     def _free_on_hold(self, client: Borrower) -> None:
         """It is free, but something stands against lending it on, or must be undone first."""
         if self.hold & SESSION:
+            self.pool.transactions += 1
             return
         if self.hold & STUFFED:
             return  # it has answered more than it has read: resume_writing() comes back here
@@ -167,10 +168,12 @@ class ServerSession(asyncio.Protocol):
         """Nobody is linked, nothing is owed: put it back into the pool, unless a cancel or its retirement forbid."""
         if self.hold & RETIRED:
             self.end(self.retired_for or Reason.SHUTDOWN)
+        elif self.hold & CANCELLING:
+            return  # cancel_settled() goes on
         elif self.hold & CHECK:
             self.pool.testing += 1
             self.check()
-        elif not self.hold & CANCELLING:
+        else:
             self.pool.put(self)
 
     def unlink(self) -> None:
@@ -193,7 +196,7 @@ class ServerSession(asyncio.Protocol):
         if self.hold & CHOKED:
             self.hold &= ~CHOKED
             self.transport.resume_reading()
-        if self.exchange.owed and not politely:
+        if (self.exchange.owed or self.exchange.run) and not politely:
             self._duties.cancel(self)
         if self.exchange.requests_rest:
             self.end(Reason.SERVER_UNCLEAN)  # it waits for the rest of a request that nobody can complete
@@ -258,7 +261,9 @@ class ServerSession(asyncio.Protocol):
     def _on_own_replies(self) -> None:
         chore = self._chore
         if chore is None:
-            return  # a notice, a changed parameter, or the error that announces the connection's end
+            if self.exchange.error_unanswered:
+                self.end(Reason.SERVER_LOST)  # it has announced that it goes
+            return  # else: a notice, or a changed parameter
         if chore == self._drained:
             self._finish_requests()
         if self.exchange.quiet and not self.hold & CANCELLING:
@@ -272,7 +277,8 @@ class ServerSession(asyncio.Protocol):
         if exchange.mode == COPYING_IN:
             missing = _COPY_FAIL
         if exchange.run:
-            missing += SYNC
+            # A Sync alone would commit what the run has done.
+            missing += SYNC if exchange.mode == SKIPPING else query("ROLLBACK") + SYNC
         if missing:
             scan_requests(exchange, missing, _ANY_SIZE)
             self.transport.write(missing)
@@ -306,6 +312,9 @@ class ServerSession(asyncio.Protocol):
     def _checked(self, done: bool) -> None:
         if not done:
             self.end(Reason.SERVER_CHECK_FAILED)
+            return
+        if self.hold & RETIRED:
+            self.end(self.retired_for or Reason.SHUTDOWN)
             return
         self.testing = False
         self.pool.tested(self)

@@ -81,7 +81,7 @@ def _actions() -> bytes:
 
 
 _ACTIONS: Final = _actions()
-_SHORTEST_READY: Final = 6
+_READY_LENGTH: Final = 5
 _FIRST_STRIDE: Final = 16
 _LONGEST_STRIDE: Final = 4096
 
@@ -121,7 +121,9 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
                 row_size = length
                 at += length
         elif action == _READY:
-            if at + _SHORTEST_READY > end:
+            if length != _READY_LENGTH:
+                raise ServerViolation(f"invalid length {length} of a ReadyForQuery", at)
+            if at + 6 > end:
                 break
             exchange.status = data[at + 5]
             exchange.queries += 1

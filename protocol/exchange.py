@@ -34,6 +34,9 @@ OWED_QUERY: Final = -1
 OWED_COPY_END: Final = -2
 UNCLOSED: Final = -16
 
+UNKNOWN: Final = 0
+"""The transaction state after an error that answers nothing: the server announces that it closes the connection."""
+
 # What the server does with what is sent next.
 NORMAL: Final = 0
 SKIPPING: Final = 1  # an error in a run whose Sync has not been sent yet: everything but a Sync is ignored
@@ -151,6 +154,8 @@ class Exchange:
             self.run += 1  # what was struck off still waits for its Sync
         if self.run:
             self.mode = SKIPPING
+        else:
+            self.status = UNKNOWN
 
     def on_copy_in(self) -> None:
         """Strike off what the server swallows while it reads copy data, after a CopyInResponse."""
