@@ -107,18 +107,18 @@ def test_an_extended_copy_in_is_failed_and_synced(before: bool) -> None:
     else:
         wire(client).lose()
         wire(server).receive(replies)
-    assert sent(wire(server)) == COPY_FAIL + SYNC
+    assert sent(wire(server)) == COPY_FAIL + query("ROLLBACK") + SYNC
     wire(server).receive(message("E", b"\0") + READY)
     house.settle_cancels()
     assert free_again(house)
 
 
-def test_a_run_without_its_sync_is_synced() -> None:
+def test_a_run_without_its_sync_is_rolled_back_and_synced() -> None:
     house = House()
     server, client = linked(house, message("P", b"\0\0\0\0") + message("H"))
     wire(client).lose()
-    assert sent(wire(server)) == SYNC
-    wire(server).receive(message("1") + READY)
+    assert sent(wire(server)) == query("ROLLBACK") + SYNC, "a Sync alone would commit"
+    wire(server).receive(message("1") + ROLLED_BACK + READY)
     house.settle_cancels()
     assert free_again(house)
 
@@ -341,12 +341,12 @@ def test_a_server_is_not_forgotten_when_half_a_notice_comes_before_its_cancel_is
     assert free_again(house) or server not in house.pool.servers
 
 
-def test_a_run_that_ends_in_a_stray_copy_end_is_synced_too() -> None:
+def test_a_run_that_ends_in_a_stray_copy_end_is_rolled_back_and_synced_too() -> None:
     house = House()
     server, client = linked(house, message("P", b"\0\0\0\0") + message("c"))
     wire(client).lose()
-    assert sent(wire(server)) == SYNC
-    wire(server).receive(message("1") + READY)
+    assert sent(wire(server)) == query("ROLLBACK") + SYNC, "a Sync alone would commit"
+    wire(server).receive(message("1") + ROLLED_BACK + READY)
     house.settle_cancels()
     assert free_again(house)
 
