@@ -193,7 +193,8 @@ class World:
             client.unsent = self._requests(client)
         if client.transport.inbox and not client.transport.is_reading():
             return
-        size = self.rng.choice((len(client.unsent), 1 + self.rng.randrange(min(len(client.unsent), CHUNK))))
+        most = min(len(client.unsent), CHUNK)
+        size = self.rng.choice((most, 1 + self.rng.randrange(most)))
         data, client.unsent = client.unsent[:size], client.unsent[size:]
         client.transport.receive(data)
 
@@ -397,7 +398,7 @@ class World:
             self._check_server(session, is_free=session in free)
         for client in self.clients.values():
             session_ = client.session
-            assert len(session_.pending) <= PENDING_LIMIT + CHUNK
+            assert len(session_.pending) <= PENDING_LIMIT + 2 * CHUNK
             assert len(client.transport.sent) <= HIGH_WATER + 2 * CHUNK
             if session_.server is not None:
                 assert session_.server.client is session_
@@ -443,7 +444,7 @@ class World:
                     continue
                 self._take(client, None)
                 if client.unsent and not client.transport.closing and client.transport.is_reading():
-                    data, client.unsent = client.unsent, b""
+                    data, client.unsent = client.unsent[:CHUNK], client.unsent[CHUNK:]
                     client.transport.receive(data)
                 client.transport.receive()
             for server in list(self.servers.values()):
