@@ -21,8 +21,9 @@ install: $(STAMP)  ## install pgfunnel and its tools into .venv
 demo: $(STAMP)  ## a storm of clients at an embedded Postgres, without and with pgfunnel (ONCE=1: exit afterwards)
 	$(BIN)/pgfunnel demo $(if $(ONCE),--once)
 
-test: $(STAMP)  ## install what is missing and run all tests
-	$(BIN)/python -m pytest $(ARGS)
+# Most tests wait rather than compute: more processes than cores. A module's tests stay in one, with what they share.
+test: $(STAMP)  ## install what is missing and run all tests (ARGS='-m slow': those that take minutes)
+	$(BIN)/python -m pytest -n 4 --dist loadscope $(ARGS)
 
 check: $(STAMP)  ## ruff, import rules, mypy --strict
 	$(BIN)/ruff format --check .
