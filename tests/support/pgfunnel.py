@@ -38,7 +38,8 @@ PIDFD_GETFD: Final = 438  # the system call's number on Linux, for which Python 
 class Pgfunnel:
     """One pgfunnel in front of `upstream`. Settings are given by their names: default_pool_size=3.
 
-    `userlist` are the users and secrets of an auth_file, `toml` is the text of a --config file.
+    `userlist` are the users and secrets of an auth_file, `toml` is the text of a --config file, `open_files` are
+    limits as prlimit takes them: "300", or "100:300" for the soft and the hard one.
     """
 
     command: tuple[str, ...] = (sys.executable, "-m", "pooler.main")
@@ -50,7 +51,7 @@ class Pgfunnel:
         *,
         userlist: dict[str, str] | None = None,
         toml: str = "",
-        open_files: int | None = None,
+        open_files: str | None = None,
         **settings: Setting,
     ) -> None:
         self.port = free_port()
@@ -95,7 +96,7 @@ class Pgfunnel:
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
         command = [*self.command, *arguments]
         if self._open_files is not None:
-            command = ["prlimit", f"--nofile={self._open_files}:{self._open_files}", *command]
+            command = ["prlimit", f"--nofile={self._open_files}", *command]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -171,6 +172,16 @@ class Pgfunnel:
     def rss(self) -> int:
         """Resident memory in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def forget_peak_rss(self) -> None:
+        """Let peak_rss() begin anew."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak_rss(self) -> int:
+        """Return the most resident memory, in bytes, that it has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+        return int(kib) * 1024
 
     def open_sockets(self) -> int:
         """TCP connections it has open, of clients and of servers, in any state."""

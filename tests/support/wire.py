@@ -96,11 +96,19 @@ class Login:
 
 
 class Wire:
-    """One connection. A read gives up after `timeout` seconds, so that a test fails instead of hanging."""
+    """One connection. A read gives up after `timeout` seconds, so that a test fails instead of hanging.
+
+    As for libpq, a `host` that begins with a slash is the directory of a Unix socket.
+    """
 
     def __init__(self, host: str, port: int, *, timeout: float = 20.0) -> None:
-        self.socket = socket.create_connection((host, port), timeout=timeout)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if host.startswith("/"):
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(timeout)
+            self.socket.connect(f"{host}/.s.PGSQL.{port}")
+        else:
+            self.socket = socket.create_connection((host, port), timeout=timeout)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.parameters: dict[str, str] = {}
         self.backend_pid = 0
         self.cancel_key = b""
