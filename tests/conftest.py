@@ -1,5 +1,6 @@
 """What every integration test stands on: real Postgres servers, and pgfunnel processes in front of them."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -36,6 +37,12 @@ CREATE DATABASE other;
 StartPgfunnel = Callable[..., Pgfunnel]
 StartPostgres = Callable[[int], EmbeddedPostgres]
 CountBackends = Callable[[], int]
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to jobs in the background: the programs under test would ignore SIGINT, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start_postgres(version: int, **settings: str) -> EmbeddedPostgres:
