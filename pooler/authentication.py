@@ -48,12 +48,19 @@ class Authenticator:
     """Knows the users, and how they log in."""
 
     def __init__(self, auth_type: str, credentials: Mapping[str, SecretStr], scram_iterations: int) -> None:
+        """Raises ValueError for a malformed SCRAM secret, naming its user."""
         self._auth_type = auth_type
         self._credentials = credentials
         self._iterations = scram_iterations
         self._scram_secrets: dict[str, ScramSecret] = {}
         # What an unknown user is asked must be the same each time, and not to be foreseen.
         self._mock_key = os.urandom(32)
+        for user, secret in credentials.items():
+            if is_scram_secret(secret.get_secret_value()):
+                try:
+                    self._scram_secrets[user] = ScramSecret.parse(secret.get_secret_value())
+                except ValueError as error:
+                    raise ValueError(f'the secret of user "{user}" is a {error}') from None
 
     def begin(self, user: str) -> Proof:
         """Start a login. Raises AuthenticationFailedError where nothing is asked for and the user does not exist."""
@@ -75,10 +82,7 @@ class Authenticator:
             return ScramSecret(self._iterations, mock[:_SALT_SIZE], mock, mock)
         derived = self._scram_secrets.get(user)
         if derived is None:
-            if is_scram_secret(secret):
-                derived = ScramSecret.parse(secret)
-            else:
-                derived = ScramSecret.of_password(secret, os.urandom(_SALT_SIZE), self._iterations)
+            derived = ScramSecret.of_password(secret, os.urandom(_SALT_SIZE), self._iterations)
             self._scram_secrets[user] = derived
         return derived
 

@@ -39,6 +39,7 @@ class ClientSession(asyncio.Protocol):
 
     __slots__ = (
         "_duties",
+        "choked",
         "ended",
         "id",
         "idle_since",
@@ -67,6 +68,8 @@ class ClientSession(asyncio.Protocol):
         self.waiting_since = 0.0
         self.idle_since = 0.0
         """When the janitor first saw it idle; 0 = it has been served since."""
+        self.choked = False
+        """It does not read what we have written."""
         self.ended = False
 
     # --- hot path
@@ -94,8 +97,8 @@ class ClientSession(asyncio.Protocol):
             return
         self._forward(server, data)
 
-    def _forward(self, server: "ServerSession", data: bytes) -> bool:
-        """Send `data` to the linked server; False if that left nothing to be answered and the server went back."""
+    def _forward(self, server: "ServerSession", data: bytes) -> None:
+        """Send `data` to the linked server."""
         exchange = server.exchange
         try:
             end = scan_requests(exchange, data, self._duties.max_packet_size)
@@ -103,17 +106,23 @@ class ClientSession(asyncio.Protocol):
             if violation.offset:
                 server.transport.write(data[: violation.offset])
             self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
-            return True
+            return
         if end == len(data):
             server.transport.write(data)
-        elif not self._forward_part(server, data, end):
-            return True
+        else:
+            # What is left is a good-bye, or a request that is not yet whole.
+            if end:
+                server.transport.write(data[:end])
+            if is_terminate(data, end):
+                self._quit()
+                return
+            self.pending = data[end:]
         if not exchange.owed and exchange.settled:
             server.unlink()
-            return self.server is not None
-        return True
 
-    def serve(self, server: "ServerSession") -> bool:
+    # --- rarer than a query
+
+    def serve(self, server: "ServerSession") -> None:
         """See pool.Waiter.serve."""
         pool = self.pool
         pool.waited += 1
@@ -127,19 +136,7 @@ class ClientSession(asyncio.Protocol):
         self.pending = b""
         if len(data) > PENDING_LIMIT:
             self.transport.resume_reading()
-        return self._forward(server, data)
-
-    # --- rarer than a query
-
-    def _forward_part(self, server: "ServerSession", data: bytes, end: int) -> bool:
-        """Send `data` up to `end`; what follows is a good-bye, or not yet whole. False if the client has ended."""
-        if end:
-            server.transport.write(data[:end])
-        if is_terminate(data, end):
-            self._quit()
-            return False
-        self.pending = data[end:]
-        return True
+        self._forward(server, data)
 
     def _wait(self, data: bytes) -> None:
         """There is no free server: join the queue, if there is something to be served."""
@@ -164,23 +161,28 @@ class ClientSession(asyncio.Protocol):
     def proceed(self) -> None:
         """See server.Borrower.proceed."""
         data = self.pending
-        if data and not self.waiting and not self.ended:
+        if data and not self.waiting and not self.ended and not self.choked:
             self.pending = b""
             if len(data) > PENDING_LIMIT:
                 self.transport.resume_reading()
             self.data_received(data)
 
     def pause_writing(self) -> None:
-        """The client reads too slowly: stop its server, and nothing else."""
+        """The client reads too slowly: stop its server, and nothing else; what it asks for next waits, too."""
+        self.choked = True
         if self.server is not None:
             self.server.choke()
+        else:
+            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
+        self.choked = False
         if self.server is not None:
             self.server.unchoke()
         elif not self.ended and not self.waiting:
             self.transport.resume_reading()
+            self.proceed()
 
     def cancel_waiting(self) -> None:
         """The client asks to cancel what it waits for: it gives up its place, and gets the answer Postgres gives."""
@@ -193,11 +195,10 @@ class ClientSession(asyncio.Protocol):
         self.pool.leave(self)
         self.waiting = False
         self.transport.write(error_response(error) + READY_IDLE)
-        if len(self.pending) > PENDING_LIMIT:
+        if len(self.pending) > PENDING_LIMIT and not self.choked:
             self.transport.resume_reading()
-        rest, self.pending = self.pending[unit:], b""
-        if rest:
-            self.data_received(rest)
+        self.pending = self.pending[unit:]
+        self.proceed()
 
     # --- the end
 

@@ -293,11 +293,13 @@ class _Dialogue:
         while True:
             kind, payload = await self._next()
             if kind == PARAMETER_STATUS:
-                name, value, *_ = payload.split(b"\0")
-                parameters[text_of(name)] = text_of(value)
+                fields = payload.split(b"\0")
+                if len(fields) != 3:
+                    raise ProtocolViolation("malformed ParameterStatus")
+                parameters[text_of(fields[0])] = text_of(fields[1])
             elif kind == BACKEND_KEY_DATA:
                 key = payload
-            elif kind == READY_FOR_QUERY:
+            elif kind == READY_FOR_QUERY and len(payload) == 1:
                 if self._conversation.rest:
                     raise ProtocolViolation("data after the greeting that nobody has asked for")
                 return Login(self._transport, key, parameters)

@@ -94,7 +94,7 @@ class Janitor:
         )
         for login in _older(lobby.strangers, now - timeout):
             login.end(too_slow)
-        for login in _older(lobby.queue, now - timeout):
+        for login in [login for login in lobby.queue if login.since <= now - timeout]:
             login.end(lobby.too_many(f"for {timeout:g} s (client_login_timeout)"))
         for login in _older(lobby.proving, now - timeout):
             if not login.proven:  # else it waits for us
@@ -188,7 +188,7 @@ class Janitor:
     def _retire_oldest(self, pool: ServerPool, now: float) -> None:
         """End what is over its lifetime: one a round, so that a pool opened at once is not closed at once."""
         lifetime = self._premises.settings.server_lifetime
-        aged = [server for server in pool.servers if server.retired_for is None]
+        aged = [server for server in pool.servers if not server.retired]
         if lifetime and aged:
             oldest = min(aged, key=lambda server: server.connected_at)
             if now - oldest.connected_at >= lifetime:
@@ -211,7 +211,7 @@ class Janitor:
         above_minimum = len(pool.servers) > pool.min_size
         if settings.server_idle_timeout and idle >= settings.server_idle_timeout and above_minimum:
             server.retire(Reason.SERVER_IDLE_TIMEOUT)
-        elif server in pool.idle and idle >= settings.server_check_delay:
+        elif idle >= settings.server_check_delay:
             pool.make_stale(server)
 
 

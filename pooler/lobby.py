@@ -34,6 +34,7 @@ class Lobby:
         """Those that have a place, and are logging in."""
         self.clients = 0
         """Places taken, by whoever is logging in or logged in."""
+        self._letting_in = False
 
     def arrived(self, login: ClientLogin) -> None:
         """A connection has been accepted."""
@@ -73,9 +74,15 @@ class Lobby:
     def place_free(self) -> None:
         """A client has gone: the place is for whoever has waited longest."""
         self.clients -= 1
-        if self.queue and self.clients < self._places:
-            login, _ = self.queue.popitem(last=False)
-            self._let_in(login)
+        if self._letting_in:
+            return  # whoever was let in has gone again at once: go on there, not deeper here
+        self._letting_in = True
+        try:
+            while self.queue and self.clients < self._places:
+                login, _ = self.queue.popitem(last=False)
+                self._let_in(login)
+        finally:
+            self._letting_in = False
 
     def _let_in(self, login: ClientLogin) -> None:
         self.clients += 1

@@ -74,6 +74,7 @@ class Stage(Enum):
     FIRST_PACKET = auto()
     PLACE = auto()  # nobody yet: it waits for a place among max_client_conn
     PROOF = auto()
+    CANCEL = auto()  # nobody: it has brought a CancelRequest
     POOL = auto()  # nobody yet: it waits for the first server of its pool
 
 
@@ -112,7 +113,7 @@ class ClientLogin(asyncio.Protocol):
     @property
     def identified(self) -> bool:
         """It has said who it is."""
-        return self._stage is not Stage.FIRST_PACKET
+        return self._stage not in (Stage.FIRST_PACKET, Stage.CANCEL)
 
     @property
     def proven(self) -> bool:
@@ -174,7 +175,7 @@ class ClientLogin(asyncio.Protocol):
             self._stage = Stage.PLACE
             self._duties.identified(self)
         elif isinstance(packet, Cancel):
-            self._stage = Stage.PLACE
+            self._stage = Stage.CANCEL
             self._duties.cancel(packet.key, self._cancelled)
         else:
             self._refuse_encryption(packet)
@@ -274,8 +275,7 @@ class ClientLogin(asyncio.Protocol):
         duties.joined(session, self.startup)
         self.transport.set_protocol(session)
         if self._buffer:
-            if len(self._buffer) > MAX_EARLY_SIZE:
-                self.transport.resume_reading()
+            self.transport.resume_reading()
             session.data_received(self._buffer)
 
     def _new_key(self) -> bytes:

@@ -27,7 +27,11 @@ def main() -> None:
     log = make_log(loaded.settings.log_format, loaded.settings.log_level)
 
     async def serve() -> None:
-        await Pooler(loaded, log).run()
+        try:
+            pooler = Pooler(loaded, log)
+        except ValueError as error:
+            raise ListenError(str(error)) from None
+        await pooler.run()
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

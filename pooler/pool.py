@@ -18,6 +18,10 @@ class ServerLike(Protocol):
     since: float
     """When it was first seen in the state that it is in, lent or free; 0 = not looked at yet."""
 
+    @property
+    def retired(self) -> bool:
+        """It will be closed when it is released."""
+
     def check(self) -> None:
         """Find out whether the connection is alive; ends in Pool.tested() or Pool.discard()."""
 
@@ -41,8 +45,8 @@ class Queued(Protocol):
 class Waiter(Queued, Protocol[S_contra]):
     """A client that has something to send and no server to send it to."""
 
-    def serve(self, server: S_contra) -> bool:
-        """Take `server` and send; False, and nothing is taken, if there was nothing to send after all."""
+    def serve(self, server: S_contra) -> None:
+        """Take `server`, and give it back when done with it: maybe before this returns."""
 
 
 class Newcomer(Queued, Protocol):
@@ -93,7 +97,9 @@ class Pool(Generic[S]):
     """Servers of one (user, database), lent to its clients in order of arrival."""
 
     __slots__ = (
+        "_lending",
         "_open",
+        "_returned",
         "_take",
         "caps",
         "concurrency",
@@ -147,6 +153,8 @@ class Pool(Generic[S]):
         self.idle: deque[S] = deque()
         """Free; the last one was released last."""
         self._take = self.idle.popleft if round_robin else self.idle.pop
+        self._lending = False
+        self._returned: list[S] = []
         self.stale: deque[S] = deque()
         """Free, but idle for so long that they are checked before they are lent (PgBouncer: sv_used)."""
         self.testing = 0
@@ -184,13 +192,23 @@ class Pool(Generic[S]):
 
     def put(self, server: S) -> None:
         """As release(), but after no transaction: `server` was just opened, checked or cleaned."""
-        waiters = self.waiters
-        while waiters:
-            client, _ = waiters.popitem(last=False)
-            if client.serve(server):
+        if self._lending:
+            self._returned.append(server)  # by a client that had nothing to ask for: go on there, not deeper here
+            return
+        while True:
+            if self.waiters:
+                client, _ = self.waiters.popitem(last=False)
+                self._lending = True
+                try:
+                    client.serve(server)
+                finally:
+                    self._lending = False
+            else:
+                server.since = 0.0
+                self.idle.append(server)
+            if not self._returned:
                 return
-        server.since = 0.0
-        self.idle.append(server)
+            server = self._returned.pop()
 
     # --- waiting
 
@@ -295,8 +313,9 @@ class Pool(Generic[S]):
 
     def make_stale(self, server: S) -> None:
         """`server` has been idle for long: it is to be checked before it is lent."""
-        self.idle.remove(server)
-        self.stale.append(server)
+        if server in self.idle:
+            self.idle.remove(server)
+            self.stale.append(server)
 
     # --- giving way to the other pools under a cap
 
@@ -306,6 +325,12 @@ class Pool(Generic[S]):
         return len(self.idle) + len(self.stale)
 
     def give_up_one(self) -> None:
-        """Close the connection that has been idle longest, else any one as soon as it is released."""
-        free = self.stale or self.idle or self.servers
-        next(iter(free)).make_room()
+        """Close the connection that has been idle longest, else the next one that is released."""
+        free = self.stale or self.idle
+        if free:
+            free[0].make_room()
+            return
+        for server in self.servers:
+            if not server.retired:
+                server.make_room()
+                return

@@ -119,6 +119,9 @@ class Pools:
     # --- opening connections
 
     def _open(self, pool: ServerPool) -> None:
+        if self.closed:
+            pool.open_failed(float("inf"), self._duties.now())
+            return
         task = asyncio.get_running_loop().create_task(self._attempt(pool))
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
@@ -135,7 +138,7 @@ class Pools:
             self._failed(pool, failure)
         except LoginRefusedError as refusal:
             self._refused(pool, refusal.error)
-        except asyncio.CancelledError:
+        except BaseException:
             pool.open_failed(float("inf"), self._duties.now())
             raise
         else:

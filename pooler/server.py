@@ -6,6 +6,7 @@ it may be busy on the pooler's own account: being checked, reset, or cleaned of 
 
 import asyncio
 from collections.abc import Callable
+from enum import IntEnum, auto
 from typing import Final, NamedTuple, Protocol, final
 
 from pooler.pool import Pool
@@ -30,6 +31,23 @@ _ANY_SIZE: Final = 1 << 32
 _COPY_FAIL: Final = message(b"f", b"the client has gone\0")
 
 
+class Step(IntEnum):
+    """Where a server is on its way from one client back to the pool; each step may be left out."""
+
+    DRAIN = auto()  # all that its client has asked for is to be answered, and no cancel to be on its way
+    ROLLBACK = auto()  # what its client has left open is to be undone
+    RESET = auto()  # server_reset_query
+    CHECK = auto()  # server_check_query
+    HOME = auto()  # it is free, or lent
+
+
+_FAILED: Final = {
+    Step.ROLLBACK: Reason.SERVER_UNCLEAN,
+    Step.RESET: Reason.SERVER_RESET_FAILED,
+    Step.CHECK: Reason.SERVER_CHECK_FAILED,
+}
+
+
 class Borrower(Protocol):
     """The client session that a server session is linked to."""
 
@@ -40,7 +58,7 @@ class Borrower(Protocol):
         """Tell the client why, and close its connection."""
 
     def server_lost(self, reason: Reason, *, told: bool) -> None:
-        """The link is cut because the server is gone; `told` if an error from it has been passed on."""
+        """The link is cut because the server is gone; `told` if it has said so itself, or nothing can be said."""
 
     def proceed(self) -> None:
         """What kept the client's requests from the linked server is over."""
@@ -70,9 +88,9 @@ class ServerSession(asyncio.Protocol):
     """One connection to Postgres, logged in."""
 
     __slots__ = (
-        "_chore",
-        "_chore_errors",
         "_duties",
+        "_errors_before",
+        "_step",
         "client",
         "connected_at",
         "exchange",
@@ -111,15 +129,15 @@ class ServerSession(asyncio.Protocol):
         self.hold = SESSION if duties.session_mode else RESET if duties.reset_query else 0
         if duties.check_always:
             self.hold |= CHECK
-        self.retired_for: Reason | None = None
+        self.retired_for = Reason.SHUTDOWN
         self.connected_at = self.since = duties.now()
         self.testing = False
         # The janitor's notes: how far the conversation was when it looked, and since when it has been there.
         self.seen_queries = 0
         self.seen_quiet = True
         self.seen_at = 0.0
-        self._chore: Callable[[bool], None] | None = None
-        self._chore_errors = 0
+        self._step = Step.HOME
+        self._errors_before = 0
 
     # --- hot path
 
@@ -132,7 +150,10 @@ class ServerSession(asyncio.Protocol):
             self.end(Reason.SERVER_VIOLATION)
             return
         if client is None:
-            self._on_own_replies()
+            if self._step is not Step.HOME:
+                self._advance()
+            elif self.exchange.error_unanswered or not self.exchange.quiet:
+                self.end(Reason.SERVER_LOST)  # it announces that it goes; or half a message came that nobody can lend
             return
         client.transport.write(data)
         if free:
@@ -148,42 +169,31 @@ class ServerSession(asyncio.Protocol):
     # --- links
 
     def _free_on_hold(self, client: Borrower) -> None:
-        """It is free, but something stands against lending it on, or must be undone first."""
+        """Take it back from a client whose transaction is over, where that is not all there is to do."""
+        self.pool.transactions += 1
         if self.hold & SESSION:
-            self.pool.transactions += 1
+            self.since = 0.0
             return
-        if self.hold & STUFFED:
-            return  # it has answered more than it has read: resume_writing() comes back here
         if self.hold & CHOKED:
-            # The client has its whole answer in our buffer: it need not read it for the server to be free.
-            self.hold &= ~CHOKED
-            self.transport.resume_reading()
+            # The client has its whole answer in our buffer: it need not read that for the server to be free.
+            self.unchoke()
             client.transport.pause_reading()
+        if self.hold & STUFFED:
+            client.transport.resume_reading()
         client.server = None
         self.client = None
-        self.pool.transactions += 1
-        self._rolled_back(done=True)
-
-    def _back_to_pool(self) -> None:
-        """Nobody is linked, nothing is owed: put it back into the pool, unless a cancel or its retirement forbid."""
-        if self.hold & RETIRED:
-            self.end(self.retired_for or Reason.SHUTDOWN)
-        elif self.hold & CANCELLING:
-            return  # cancel_settled() goes on
-        elif self.hold & CHECK:
-            self.pool.testing += 1
-            self.check()
-        else:
-            self.pool.put(self)
+        self._drain()
 
     def unlink(self) -> None:
-        """Its client has sent nothing that it would answer: put it back."""
+        """Take it back from a client that has sent nothing that it would answer."""
         client = self.client
-        if client is not None and self.hold:
-            self._free_on_hold(client)
-        elif client is not None:
-            client.server = None
-            self.client = None
+        if client is None or self.hold & SESSION:
+            return
+        client.server = None
+        self.client = None
+        if self.hold & ~(RESET | CHECK):
+            self._drain()
+        else:
             self.pool.put(self)
 
     def abandon(self, *, politely: bool) -> None:
@@ -192,17 +202,14 @@ class ServerSession(asyncio.Protocol):
         `politely` if the client said good-bye, so that what it has sent may still be worth finishing.
         """
         self.client = None
-        self.since = self._duties.now()
         if self.hold & CHOKED:
-            self.hold &= ~CHOKED
-            self.transport.resume_reading()
-        if (self.exchange.owed or self.exchange.run) and not politely:
+            self.unchoke()
+        if not politely and not self.exchange.quiet:
             self._duties.cancel(self)
         if self.exchange.requests_rest:
             self.end(Reason.SERVER_UNCLEAN)  # it waits for the rest of a request that nobody can complete
-            return
-        self._chore = self._drained
-        self._on_own_replies()
+        else:
+            self._drain()
 
     def pause_writing(self) -> None:
         """The server reads too slowly: stop its client."""
@@ -213,11 +220,10 @@ class ServerSession(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The server has caught up."""
         self.hold &= ~STUFFED
-        client = self.client
-        if client is not None:
-            client.transport.resume_reading()
-            if self.exchange.settled and not self.hold & SESSION:
-                self._free_on_hold(client)
+        if self.client is not None:
+            self.client.transport.resume_reading()
+        elif self._step is not Step.HOME:
+            self._advance()
 
     def choke(self) -> None:
         """Its client reads too slowly: stop reading from it."""
@@ -229,8 +235,6 @@ class ServerSession(asyncio.Protocol):
         self.hold &= ~CHOKED
         self.transport.resume_reading()
 
-    # --- cancels
-
     def cancel_sent(self) -> None:
         """A CancelRequest is on its way: until it has arrived, nothing else may be sent that it could hit."""
         self.hold |= CANCELLING
@@ -238,37 +242,47 @@ class ServerSession(asyncio.Protocol):
     def cancel_settled(self) -> None:
         """No CancelRequest is on its way any more."""
         self.hold &= ~CANCELLING
-        client = self.client
-        if client is not None:
-            if self.exchange.settled and not self.hold & SESSION:
-                self._free_on_hold(client)
-            client.proceed()
-        elif self._chore is not None:
-            self._on_own_replies()
-        elif self.exchange.settled:
-            self._rolled_back(done=True)
+        if self.client is not None:
+            self.client.proceed()
+        elif self._step is not Step.HOME:
+            self._advance()
 
-    # --- on the pooler's own account
+    # --- on the way back to the pool
 
-    def run(self, sql: str, then: Callable[[bool], None]) -> None:
-        """Send a query of the pooler's own, and call `then` with True if it went well; its results are not kept."""
-        self._chore = then
-        self._chore_errors = self.exchange.errors
+    def _drain(self) -> None:
+        self._step = Step.DRAIN
         self.since = self._duties.now()
-        self.exchange.owed.append(OWED_QUERY)
-        self.transport.write(query(sql))
+        self._advance()
 
-    def _on_own_replies(self) -> None:
-        chore = self._chore
-        if chore is None:
-            if self.exchange.error_unanswered:
-                self.end(Reason.SERVER_LOST)  # it has announced that it goes
-            return  # else: a notice, or a changed parameter
-        if chore == self._drained:
+    def _advance(self) -> None:
+        """Go on with the way back as far as it goes now; called whenever something on it has changed."""
+        exchange = self.exchange
+        duties = self._duties
+        if self._step is Step.DRAIN:
             self._finish_requests()
-        if self.exchange.quiet and not self.hold & CANCELLING:
-            self._chore = None
-            chore(self.exchange.status == IDLE and self.exchange.errors == self._chore_errors)
+        if not exchange.quiet or self.hold & (CANCELLING | STUFFED):
+            return
+        if self._step is Step.DRAIN:
+            if exchange.status != IDLE:
+                self._query(Step.ROLLBACK, "ROLLBACK")
+                return
+        elif exchange.status != IDLE or exchange.errors != self._errors_before:
+            self.end(_FAILED[self._step])
+            return
+        if self.hold & RETIRED:
+            self.end(self.retired_for)
+        elif self._step < Step.RESET and duties.reset_query:
+            self._query(Step.RESET, duties.reset_query)
+        elif self._step < Step.CHECK and duties.check_always:
+            self.pool.testing += 1
+            self.check()
+        else:
+            self._step = Step.HOME
+            if self.testing:
+                self.testing = False
+                self.pool.tested(self)
+            else:
+                self.pool.put(self)
 
     def _finish_requests(self) -> None:
         """Send what is missing of a vanished client's requests, so that they come to an end."""
@@ -276,53 +290,30 @@ class ServerSession(asyncio.Protocol):
         missing = b""
         if exchange.mode == COPYING_IN:
             missing = _COPY_FAIL
-        if exchange.run:
+        if exchange.unsynced:
             # A Sync alone would commit what the run has done.
             missing += SYNC if exchange.mode == SKIPPING else query("ROLLBACK") + SYNC
         if missing:
             scan_requests(exchange, missing, _ANY_SIZE)
             self.transport.write(missing)
 
-    def _drained(self, _: bool) -> None:
-        """All that a vanished client has asked for is answered."""
-        if self.exchange.status == IDLE:
-            self._rolled_back(done=True)
-        else:
-            self.run("ROLLBACK", self._rolled_back)
-
-    def _rolled_back(self, done: bool) -> None:
-        if not done:
-            self.end(Reason.SERVER_UNCLEAN)
-        elif self._duties.reset_query and not self.hold & (RETIRED | CANCELLING):
-            self.run(self._duties.reset_query, self._reset)
-        else:
-            self._back_to_pool()
-
-    def _reset(self, done: bool) -> None:
-        if done:
-            self._back_to_pool()
-        else:
-            self.end(Reason.SERVER_RESET_FAILED)
+    def _query(self, step: "Step", sql: str) -> None:
+        """Send a query of the pooler's own; of its results only errors count."""
+        self._step = step
+        self._errors_before = self.exchange.errors
+        self.since = self._duties.now()
+        self.exchange.owed.append(OWED_QUERY)
+        self.transport.write(query(sql))
 
     def check(self) -> None:
         """See ServerLike.check."""
         self.testing = True
-        self.run(self._duties.check_query, self._checked)
-
-    def _checked(self, done: bool) -> None:
-        if not done:
-            self.end(Reason.SERVER_CHECK_FAILED)
-            return
-        if self.hold & RETIRED:
-            self.end(self.retired_for or Reason.SHUTDOWN)
-            return
-        self.testing = False
-        self.pool.tested(self)
+        self._query(Step.CHECK, self._duties.check_query)
 
     @property
     def cleaning(self) -> bool:
-        """Busy on the pooler's own account."""
-        return self._chore is not None
+        """It is on the way back to the pool, or being checked."""
+        return self._step is not Step.HOME
 
     # --- the end
 
@@ -331,22 +322,30 @@ class ServerSession(asyncio.Protocol):
         self.retire(Reason.MADE_ROOM)
 
     def retire(self, reason: Reason) -> None:
-        """Close the connection: now if it is idle, else when its client or chore is done with it."""
-        if self.client is None and self._chore is None and not self.hold & CANCELLING:
+        """Close the connection: now if it is free, else when it comes back."""
+        if self.client is None and self._step is Step.HOME:
             self.end(reason)
         else:
             self.retire_after_use(reason)
 
     def retire_after_use(self, reason: Reason) -> None:
-        """Close the connection when its client, present or next, is done with it."""
+        """Close the connection when it comes back from its client, present or next."""
         self.hold |= RETIRED
         self.retired_for = reason
+
+    @property
+    def retired(self) -> bool:
+        """It will be closed when it comes back."""
+        return bool(self.hold & RETIRED)
 
     def end(self, reason: Reason) -> None:
         """Close the connection at once. A linked client is told."""
         if self.transport.is_closing():
             return
-        self.transport.write(TERMINATE)
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # it does not read: a Terminate would wait behind what it has not read
+        elif not self.exchange.requests_rest:
+            self.transport.write(TERMINATE)
         self._end(reason)
         self.transport.close()
 
@@ -358,9 +357,12 @@ class ServerSession(asyncio.Protocol):
         if self not in self.pool.servers:
             return
         self._duties.ended(self, reason)
-        self._chore = None
+        self._step = Step.HOME
         client, self.client = self.client, None
         self.pool.discard(self, self._duties.now(), testing=self.testing)
         if client is not None:
+            exchange = self.exchange
             client.server = None
-            client.server_lost(reason, told=self.exchange.error_unanswered)
+            # In the middle of a message nothing can be told.
+            told = exchange.error_unanswered or bool(exchange.replies_rest or exchange.replies_head)
+            client.server_lost(reason, told=told)

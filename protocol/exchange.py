@@ -94,6 +94,11 @@ class Exchange:
         return self.status == IDLE and self.quiet
 
     @property
+    def unsynced(self) -> bool:
+        """Extended requests have been sent that no Sync follows yet."""
+        return bool(self.run or (self.owed and self.owed[-1] < OWED_QUERY))
+
+    @property
     def error_unanswered(self) -> bool:
         """The last thing that the server has said is an error, with no ReadyForQuery after it."""
         return self.error_at == self.queries

@@ -81,12 +81,13 @@ def scan_requests(exchange: Exchange, data: bytes, max_size: int) -> int:  # noq
         kind, length = _header(data, at)
         action = _ACTIONS[kind]
         after = at + length + 1
-        if after > end or length < 4 or not action:
-            if not 4 <= length < max_size or not action or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
+        if after > end or not action or not 4 <= length <= SHORT_LIMIT:
+            if not 4 <= length <= max_size or not action or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
                 raise ClientViolation(_complaint(kind, length, max_size), at)
-            if length < HOLD_LIMIT and action != _COPY_DATA:
-                return at
-            exchange.requests_rest = after - end
+            if after > end:
+                if length < HOLD_LIMIT and action != _COPY_DATA:
+                    return at
+                exchange.requests_rest = after - end
         if action == _EXTENDED:
             if exchange.mode == NORMAL:
                 exchange.run += 1
@@ -127,7 +128,7 @@ def whole_request_at(data: bytes, at: int, max_size: int) -> int:
     if len(data) - at < 5:
         return 0
     kind, length = _header(data, at)
-    if not 4 <= length < max_size or not _ACTIONS[kind] or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
+    if not 4 <= length <= max_size or not _ACTIONS[kind] or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
         raise ClientViolation(_complaint(kind, length, max_size), at)
     after = at + length + 1
     return after if after <= len(data) or length >= HOLD_LIMIT else 0
@@ -147,6 +148,6 @@ def first_unit(data: bytes) -> int:
 def _complaint(kind: int, length: int, max_size: int) -> str:
     if not _ACTIONS[kind]:
         return f"invalid frontend message type {kind}"
-    if length >= max_size:
+    if length > max_size:
         return f"message of type {chr(kind)!r} is {length} bytes long, more than max_packet_size ({max_size}) allows"
     return f"invalid length {length} of a message of type {chr(kind)!r}"

@@ -130,10 +130,9 @@ class ScramClient:
         """Take server-first-message; `salt` and `iterations` then say what to derive. Raises on what is wrong."""
         try:
             nonce, salt, iterations = server_first.split(b",")[:3]
-            self.salt, self.iterations = (
-                _decode(salt.removeprefix(b"s=")),
-                int(iterations.removeprefix(b"i=")),
-            )
+            if salt[:2] != b"s=" or iterations[:2] != b"i=":
+                raise AuthenticationFailedError("malformed server-first-message")
+            self.salt, self.iterations = _decode(salt[2:]), int(iterations[2:])
         except ValueError:
             raise AuthenticationFailedError("malformed server-first-message") from None
         if not nonce.startswith(b"r=" + self._nonce) or len(nonce) == len(self._nonce) + 2:

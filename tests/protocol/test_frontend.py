@@ -77,9 +77,9 @@ def test_random_bytes_are_a_violation_or_are_held_or_pass(chunks: list[bytes]) -
 @pytest.mark.parametrize(
     ("data", "limit"),
     [
-        (message("Q", b"x" * 5000), 1024),
+        (message("Q", b"x" * 20_000), SHORT_LIMIT),
         (message("S", b"x" * (SHORT_LIMIT + 1)), LIMIT),
-        (message("d", b"x" * 5000), 1024),
+        (message("d", b"x" * 20_000), SHORT_LIMIT),
     ],
     ids=["a query over max_packet_size", "a sync of 10 kB", "copy data over max_packet_size"],
 )

@@ -70,6 +70,9 @@ class MockTransport(asyncio.Transport):
             self.paused = True
             self._protocol.pause_writing()
 
+    def get_write_buffer_size(self) -> int:
+        return len(self.sent) if self.slow_peer else 0
+
     def writelines(self, list_of_data: "Iterable[bytes | bytearray | memoryview]") -> None:
         self.write(b"".join(list_of_data))
 
