@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from pooler.reasons import Ending, Reason
+from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import CANCELLING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, is_terminate, scan_requests, whole_request_at
@@ -203,7 +203,7 @@ class ClientSession(asyncio.Protocol):
     # --- the end
 
     def _quit(self) -> None:
-        self._finish(Ending(Reason.CLIENT_QUIT))
+        self._finish(CLIENT_QUIT)
         self.transport.close()
 
     def end(self, ending: Ending) -> None:
@@ -244,7 +244,7 @@ class ClientSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has closed the connection, or it broke."""
-        self._finish(Ending(Reason.CLIENT_GONE))
+        self._finish(CLIENT_GONE)
 
     def _finish(self, ending: Ending) -> None:
         if self.ended:

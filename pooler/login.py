@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, cast
 from pooler.authentication import Authenticator, Proof
 from pooler.client import ClientDuties, ClientSession
 from pooler.pool import Pool
-from pooler.reasons import Ending, Reason
+from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import ServerSession
 from protocol.errors import ClientViolation, ProtocolViolation
 from protocol.kinds import LONG_KEYS_MINOR, PASSWORD, TERMINATE
@@ -25,7 +25,7 @@ from protocol.messages import (
     negotiate_protocol_version,
 )
 from protocol.scram import AuthenticationFailedError
-from protocol.startup import Cancel, Encryption, FirstPacket, Startup, read_first_packet
+from protocol.startup import Cancel, Encryption, FirstPacket, Startup, StartupMemory
 
 MAX_PASSWORD_SIZE: Final = 10_000
 """Bytes of a password message; the tokens that some clouds use as passwords take up to 2,000."""
@@ -64,6 +64,7 @@ class LoginDuties(NamedTuple):
     now: Callable[[], float]
     next_id: Callable[[], int]
     authenticator: Authenticator
+    startups: StartupMemory
     clients: Clients
     client_duties: ClientDuties
 
@@ -147,7 +148,7 @@ class ClientLogin(asyncio.Protocol):
     def _take_what_is_due(self) -> None:
         while self._buffer and not self.ended:
             if self._stage is Stage.FIRST_PACKET:
-                found = read_first_packet(self._buffer)
+                found = self._duties.startups.read(self._buffer)
                 if found is None:
                     return
                 packet, size = found
@@ -165,7 +166,7 @@ class ClientLogin(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone before it was logged in."""
-        self._finish(Ending(Reason.CLIENT_GONE))
+        self._finish(CLIENT_GONE)
 
     # --- first packets
 
@@ -227,7 +228,7 @@ class ClientLogin(asyncio.Protocol):
 
     def _take_proof(self, kind: int, payload: bytes) -> None:
         if kind == TERMINATE:
-            self._finish(Ending(Reason.CLIENT_QUIT))
+            self._finish(CLIENT_QUIT)
             self.transport.close()
             return
         if kind != PASSWORD:

@@ -1,27 +1,40 @@
 """The metrics, read off the pooler when they are asked for."""
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pooler import __version__
+from pooler.lobby import Lobby
+from pooler.login import Clients
+from pooler.pools import Pools
 from pooler.reasons import Reason
-
-if TYPE_CHECKING:
-    from pooler.service import Pooler
+from pooler.tally import Tally
 
 _POOL = ("database", "user")
+
+
+class Figures(NamedTuple):
+    """Where the figures stand."""
+
+    clients: Clients
+    places: int
+    """How many clients there may be."""
+    lobby: Lobby
+    pools: Pools
+    tally: Tally
+    now: Callable[[], float]
 
 
 class PoolerCollector(Collector):
     """Turns the pooler's plain counts into metrics."""
 
-    def __init__(self, pooler: "Pooler") -> None:
-        self._pooler = pooler
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
@@ -31,19 +44,19 @@ class PoolerCollector(Collector):
         yield from self._totals()
 
     def _clients(self) -> Iterator[Metric]:
-        pooler = self._pooler
-        yield _gauge("pgfunnel_clients", "Clients that are logged in", len(pooler.clients))
-        yield _gauge("pgfunnel_max_client_connections", "How many there may be", pooler.places)
+        figures = self._figures
+        yield _gauge("pgfunnel_clients", "Clients that are logged in", len(figures.clients))
+        yield _gauge("pgfunnel_max_client_connections", "How many there may be", figures.places)
         lobby = GaugeMetricFamily(
             "pgfunnel_logins", "Connections that are not logged in, by what they wait for", labels=["state"]
         )
-        lobby.add_metric(["first_packet"], len(pooler.lobby.strangers))
-        lobby.add_metric(["place"], len(pooler.lobby.queue))
-        lobby.add_metric(["proof"], len(pooler.lobby.proving))
+        lobby.add_metric(["first_packet"], len(figures.lobby.strangers))
+        lobby.add_metric(["place"], len(figures.lobby.queue))
+        lobby.add_metric(["proof"], len(figures.lobby.proving))
         yield lobby
 
     def _pools(self) -> Iterator[Metric]:
-        now = self._pooler.now()
+        now = self._figures.now()
         servers = GaugeMetricFamily(
             "pgfunnel_pool_servers", "Server connections, by what they do", labels=[*_POOL, "state"]
         )
@@ -55,7 +68,7 @@ class PoolerCollector(Collector):
         transactions = CounterMetricFamily("pgfunnel_transactions", "Transactions served", labels=_POOL)
         waits = CounterMetricFamily("pgfunnel_waits", "How often a client has waited and was served", labels=_POOL)
         waited = CounterMetricFamily("pgfunnel_wait_seconds", "How long, in all", labels=_POOL)
-        for pool in self._pooler.pools:
+        for pool in self._figures.pools:
             labels = (pool.database, pool.user)
             busy = sum(server.client is not None for server in pool.servers)
             cleaning = sum(server.cleaning and not server.testing for server in pool.servers)
@@ -74,7 +87,7 @@ class PoolerCollector(Collector):
         yield from (servers, size, waiting, longest, transactions, waits, waited)
 
     def _totals(self) -> Iterator[Metric]:
-        tally = self._pooler.tally
+        tally = self._figures.tally
         yield CounterMetricFamily("pgfunnel_client_logins", "Clients that have logged in", tally.logins)
         yield CounterMetricFamily("pgfunnel_server_logins", "Server connections opened", tally.servers_opened)
         yield CounterMetricFamily("pgfunnel_cancels", "Cancel requests received", tally.cancels)
@@ -99,10 +112,10 @@ def _by_label(name: str, text: str, label: str, counts: Counter[Reason] | Counte
     return family
 
 
-def make_registry(pooler: "Pooler") -> CollectorRegistry:
+def make_registry(figures: Figures) -> CollectorRegistry:
     """Return a registry with the pooler's metrics and the process's."""
     registry = CollectorRegistry()
-    registry.register(PoolerCollector(pooler))
+    registry.register(PoolerCollector(figures))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

@@ -1,7 +1,7 @@
 """Why connections end: one name for each reason, the same word in the log, the console and the metrics."""
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Reason(StrEnum):
@@ -45,3 +45,7 @@ class Ending(NamedTuple):
     message: str = ""
     detail: str = ""
     hint: str = ""
+
+
+CLIENT_QUIT: Final = Ending(Reason.CLIENT_QUIT)
+CLIENT_GONE: Final = Ending(Reason.CLIENT_GONE)

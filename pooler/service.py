@@ -18,13 +18,14 @@ from pooler.janitor import Janitor, Premises
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, Clients, LoginDuties
+from pooler.metrics import Figures
 from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
 from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limit
 from pooler.tally import Tally
 from pooler.web import Web
-from protocol.startup import Startup
+from protocol.startup import Startup, StartupMemory
 
 OWN_DESCRIPTORS: Final = 64
 """File descriptors for what is neither client nor server: log, metrics, listening sockets, cancels."""
@@ -94,6 +95,7 @@ class Pooler:
             linger=self._linger,
             now=self.now,
             next_id=ids.__next__,
+            startups=StartupMemory(),
             authenticator=Authenticator(settings.auth_type, loaded.credentials, settings.scram_iterations),
             clients=self.clients,
             client_duties=ClientDuties(self._client_ended, self._linger, self.now, settings.max_packet_size),
@@ -101,7 +103,8 @@ class Pooler:
         self._janitor = Janitor(
             Premises(settings, self.pools, self.lobby, self.departures, self.clients, self.canceller, self.now)
         )
-        self._web = Web(self, settings) if settings.metrics_addr else None
+        figures = Figures(self.clients, self.places, self.lobby, self.pools, self.tally, self.now)
+        self._web = Web(figures, lambda: self.accepting, settings) if settings.metrics_addr else None
 
     def _count_places(self) -> tuple[int, int]:
         """Return how many clients and how many strangers the limit on open files has room for."""

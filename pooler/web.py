@@ -1,17 +1,15 @@
 """The pages for machines: /metrics, /healthz, /readyz. In the pooler's loop, never on the way of a query."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import asyncpg
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from config.settings import Settings
-from pooler.metrics import make_registry
-
-if TYPE_CHECKING:
-    from pooler.service import Pooler
+from pooler.metrics import Figures, make_registry
 
 LATELY_S: Final = 30.0
 """An answer of the upstream counts for this long."""
@@ -22,10 +20,13 @@ PROBE_S: Final = 2.0
 class Web:
     """Serves the pages on metrics_addr and metrics_port."""
 
-    def __init__(self, pooler: "Pooler", settings: Settings) -> None:
-        self._pooler = pooler
+    def __init__(self, figures: Figures, accepting: Callable[[], bool], settings: Settings) -> None:
+        self._pools = figures.pools
+        self._now = figures.now
+        self._accepting = accepting
         self._settings = settings
-        self._registry = make_registry(pooler)
+        self._registry = make_registry(figures)
+        self._transactions = 0
         application = web.Application()
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/healthz", self._healthz)
@@ -55,13 +56,17 @@ class Web:
         return web.Response(text="alive\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        if not self._pooler.accepting:
+        if not self._accepting():
             return web.Response(status=503, text="not accepting: shutting down\n")
-        upstream = self._pooler.pools.upstream
-        now = self._pooler.now()
+        upstream = self._pools.upstream
+        now = self._now()
+        transactions = sum(pool.transactions for pool in self._pools)
+        if transactions != self._transactions and upstream.failing_since is None:
+            self._transactions = transactions
+            upstream.answered(now)
         if upstream.answered_at is None or now - upstream.answered_at > LATELY_S:
             await self._ask_upstream()
-            now = self._pooler.now()
+            now = self._now()
         if upstream.failing_since is None and upstream.answered_at is not None:
             return web.Response(text=f"accepting; the upstream answered {now - upstream.answered_at:.0f} s ago\n")
         waited = now - (upstream.failing_since or now)
@@ -77,7 +82,7 @@ class Web:
 
     async def _log_in_once(self) -> None:
         target = self._settings.upstream
-        upstream = self._pooler.pools.upstream
+        upstream = self._pools.upstream
         try:
             connection = await asyncpg.connect(
                 host=target.host,
@@ -89,11 +94,11 @@ class Web:
                 ssl=False,
             )
         except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
-            upstream.failed(self._pooler.now(), str(error) or type(error).__name__)
+            upstream.failed(self._now(), str(error) or type(error).__name__)
         except asyncpg.TooManyConnectionsError as error:
-            upstream.failed(self._pooler.now(), str(error))
+            upstream.failed(self._now(), str(error))
         except asyncpg.PostgresError:
-            upstream.answered(self._pooler.now())  # it does not let us in, but it is there
+            upstream.answered(self._now())  # it does not let us in, but it is there
         else:
-            upstream.answered(self._pooler.now())
+            upstream.answered(self._now())
             connection.terminate()

@@ -57,6 +57,29 @@ class Startup(NamedTuple):
 FirstPacket = Encryption | Cancel | Startup
 
 
+class StartupMemory:
+    """Remembers the StartupMessages read last: functions connect all the time, and all say the same."""
+
+    MOST: Final = 512
+    LONGEST: Final = 1024
+    """Bytes; with MOST, what those who have not logged in yet can make it keep is about 1 MB."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Startup] = {}
+
+    def read(self, data: bytes) -> tuple[FirstPacket, int] | None:
+        """As read_first_packet()."""
+        startup = self._known.get(data)
+        if startup is not None:
+            return startup, len(data)
+        found = read_first_packet(data)
+        if found is not None and isinstance(found[0], Startup) and found[1] == len(data) <= self.LONGEST:
+            if len(self._known) >= self.MOST:
+                self._known.clear()
+            self._known[data] = found[0]
+        return found
+
+
 def read_first_packet(data: bytes) -> tuple[FirstPacket, int] | None:
     """Read the packet at the beginning of `data`; return it and its size, or None if it is not whole yet.
 

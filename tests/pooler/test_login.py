@@ -13,7 +13,7 @@ from pooler.lobby import Lobby
 from pooler.login import MAX_EARLY_SIZE, ClientLogin, LoginDuties
 from pooler.reasons import Ending, Reason
 from protocol.messages import TERMINATE, cancel_request
-from protocol.startup import Startup
+from protocol.startup import Startup, StartupMemory
 from tests.pooler.house import DONE, House, query, sent, wire
 from tests.support import wire as client_side
 from tests.support.transport import MockTransport
@@ -43,6 +43,7 @@ class Door:
             linger=self._linger,
             now=self.house.now,
             next_id=count(1).__next__,
+            startups=StartupMemory(),
             authenticator=Authenticator(auth_type, credentials, 4096),
             clients=self.clients,
             client_duties=self.house.client_duties,
