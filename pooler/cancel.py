@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from pooler.client import ClientSession
+from pooler.client import Clients
 from pooler.connect import open_transport
 from pooler.reasons import Reason
 from pooler.server import ServerSession
@@ -17,8 +17,6 @@ from protocol.messages import cancel_request
 MAX_AT_ONCE: Final = 32
 """Connections that bring cancels, at the same time; more wait their turn. A storm of clients that give up must not
 become a storm of connections that Postgres has to fork for."""
-
-Clients = dict[bytes, ClientSession]
 
 
 class Canceller:

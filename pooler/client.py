@@ -22,6 +22,10 @@ PENDING_LIMIT: Final = 64 * 1024
 """Bytes. A client that waits is not read from any more once it has sent this much."""
 
 
+Clients = dict[bytes, "ClientSession"]
+"""The clients that are logged in, by their cancel keys."""
+
+
 class ClientDuties(NamedTuple):
     """What client sessions need of the rest of the pooler; one for all of them."""
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from config.settings import Settings
-from pooler.cancel import Canceller, Clients
-from pooler.client import ClientSession
+from pooler.cancel import Canceller
+from pooler.client import Clients, ClientSession
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool

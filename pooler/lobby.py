@@ -97,15 +97,20 @@ class Departures:
     was just sent. So what has been written is followed by an end of stream, and the rest is the peer's, for a while.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """`most` is how many connections may linger at once; one more, and the oldest is closed."""
+        self._most = most
         self._deadlines: OrderedDict[asyncio.Transport, float] = OrderedDict()
+        self._changed = asyncio.Event()
 
     def linger(self, transport: asyncio.Transport, now: float) -> None:
         """Close `transport` when its peer has closed its side, or at the deadline."""
         if transport.is_closing():
             return
         self._deadlines[transport] = now + LINGER_S
-        transport.set_protocol(_Deaf(self._deadlines, transport))
+        if len(self._deadlines) > self._most:
+            self._deadlines.popitem(last=False)[0].abort()
+        transport.set_protocol(_Deaf(self, transport))
         transport.resume_reading()
         if transport.can_write_eof():
             transport.write_eof()
@@ -119,16 +124,24 @@ class Departures:
             del self._deadlines[transport]
             transport.abort()
 
-    def __len__(self) -> int:
-        return len(self._deadlines)
+    def gone(self, transport: asyncio.Transport) -> None:
+        """Its peer has closed its side, or the connection broke."""
+        self._deadlines.pop(transport, None)
+        self._changed.set()
+
+    async def all_gone(self) -> None:
+        """Wait until nobody lingers."""
+        while self._deadlines:
+            self._changed.clear()
+            await self._changed.wait()
 
 
 class _Deaf(asyncio.Protocol):
     """Reads and forgets, until the peer closes its side."""
 
-    def __init__(self, deadlines: "OrderedDict[asyncio.Transport, float]", transport: asyncio.Transport) -> None:
-        self._deadlines = deadlines
+    def __init__(self, departures: Departures, transport: asyncio.Transport) -> None:
+        self._departures = departures
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._deadlines.pop(self._transport, None)
+        self._departures.gone(self._transport)

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple, cast
 
 from pooler.authentication import Authenticator, Proof
-from pooler.client import ClientDuties, ClientSession
+from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import ServerSession
@@ -40,9 +40,6 @@ _NO_REPLICATION: Final = Ending(
     "replication connections are not pooled",
     hint="Connect to Postgres itself for replication.",
 )
-
-Clients = dict[bytes, ClientSession]
-"""The clients that are logged in, by their cancel keys."""
 
 
 class LoginDuties(NamedTuple):

@@ -9,8 +9,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from pooler import __version__
+from pooler.client import Clients
 from pooler.lobby import Lobby
-from pooler.login import Clients
 from pooler.pools import Pools
 from pooler.reasons import Reason
 from pooler.tally import Tally

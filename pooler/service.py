@@ -13,11 +13,11 @@ from typing import Final
 from config.load import Loaded
 from pooler.authentication import Authenticator
 from pooler.cancel import Canceller
-from pooler.client import ClientDuties, ClientSession
+from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.janitor import Janitor, Premises
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
-from pooler.login import ClientLogin, Clients, LoginDuties
+from pooler.login import ClientLogin, LoginDuties
 from pooler.metrics import Figures
 from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
@@ -62,7 +62,7 @@ class Pooler:
         self._listeners: list[asyncio.Server] = []
 
         self.places, strangers = self._count_places()
-        self.departures = Departures()
+        self.departures = Departures(strangers)
         self.lobby = Lobby(self.places, strangers)
         self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed)
         ids = itertools.count(1)
@@ -223,9 +223,8 @@ class Pooler:
         await self.canceller.close()
         await self.pools.close()
         # What has been written to clients still has to arrive.
-        deadline = self.now() + 1.0
-        while len(self.departures) and self.now() < deadline:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.departures.all_gone(), 1.0)
         self.departures.sweep(float("inf"))
         if self._web is not None:
             await self._web.close()

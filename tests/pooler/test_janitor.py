@@ -29,7 +29,7 @@ class Watch:
         self.cancelled: list[ServerSession] = []
         self.clients: dict[bytes, ClientSession] = {}
         self.lobby = Lobby(1, 100)
-        self.departures = Departures()
+        self.departures = Departures(1000)
         upstream = SimpleNamespace(failure="")
         house_pool = self.house.pool
 
