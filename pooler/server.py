@@ -174,6 +174,22 @@ class ServerSession(asyncio.Protocol):
         if self.hold & SESSION:
             self.since = 0.0
             return
+        self._part(client)
+        self._drain()
+
+    def unlink(self) -> None:
+        """Take it back from a client that has sent nothing that it would answer."""
+        client = self.client
+        if client is None or self.hold & SESSION:
+            return
+        self._part(client)
+        if self.hold & ~(RESET | CHECK):
+            self._drain()
+        else:
+            self.pool.put(self)
+
+    def _part(self, client: Borrower) -> None:
+        """Cut the link; what either side's slowness has stopped on the other goes on."""
         if self.hold & CHOKED:
             # The client has its whole answer in our buffer: it need not read that for the server to be free.
             self.unchoke()
@@ -182,19 +198,6 @@ class ServerSession(asyncio.Protocol):
             client.transport.resume_reading()
         client.server = None
         self.client = None
-        self._drain()
-
-    def unlink(self) -> None:
-        """Take it back from a client that has sent nothing that it would answer."""
-        client = self.client
-        if client is None or self.hold & SESSION:
-            return
-        client.server = None
-        self.client = None
-        if self.hold & ~(RESET | CHECK):
-            self._drain()
-        else:
-            self.pool.put(self)
 
     def abandon(self, *, politely: bool) -> None:
         """Its client has gone: bring it into a state in which it can be lent on, or close it.

@@ -271,6 +271,7 @@ class Pooler:
                 database=startup.database,
                 addr=_address(session.transport),
                 application_name=startup.parameters.get("application_name"),
+                not_applied=",".join(startup.parameters) or None,
             )
 
     def _client_ended(self, session: ClientSession, ending: Ending) -> None:

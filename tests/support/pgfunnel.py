@@ -91,8 +91,14 @@ class Pgfunnel:
         self.launch()
         self.wait_for_log("event=listening")
 
+    def refuses_to_start(self) -> int:
+        """Start it with what it should refuse, and return its exit status; for use without `with`."""
+        with self._directory:
+            self.launch()
+            return self.wait()
+
     def launch(self) -> None:
-        """Start it without waiting, for configurations that it should refuse."""
+        """Start it without waiting."""
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
         command = [*self.command, *arguments]
         if self._open_files is not None:
