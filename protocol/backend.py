@@ -82,8 +82,8 @@ def _actions() -> bytes:
 
 _ACTIONS: Final = _actions()
 _READY_LENGTH: Final = 5
-_FIRST_STRIDE: Final = 16
-_LONGEST_STRIDE: Final = 4096
+_FIRST_COUNT: Final = 16
+_LARGEST_COUNT: Final = 4096
 
 
 def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR0912, PLR0915 - flat for speed
@@ -105,6 +105,7 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
     answered = exchange.answered
     last = end - 5
     row_size = 0
+    first_count = end  # as many rows as there are, the first time
     while at <= last:
         kind, length = _header(data, at)
         action = _ACTIONS[kind]
@@ -116,7 +117,8 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
             # a row are no run yet: look where the header would be a few rows on before trying.
             length += 1
             if length == row_size and data[at : at + 5] == data[at + 7 * length : at + 7 * length + 5]:
-                at = _hop_run(data, at, length)
+                at = _hop_run(data, at, length, first_count)
+                first_count = _FIRST_COUNT
             else:
                 row_size = length
                 at += length
@@ -157,16 +159,16 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
     return False
 
 
-def _hop_run(data: bytes, at: int, size: int) -> int:
+def _hop_run(data: bytes, at: int, size: int, count: int) -> int:
     """Return the offset after the run of messages that starts at `at`, all of one kind and `size` bytes long.
 
     If each of n headers that stand `size` bytes apart reads the same, kind and length, then by induction each of
-    them is a header. The five bytes of n headers are compared at once, as five slices with stride `size`; n grows
-    while the run lasts, so that what was compared in vain is never more than what was hopped over.
+    them is a header. The five bytes of n headers are compared at once, as five slices with stride `size`; n begins
+    with `count` and grows while the run lasts. What is compared in vain is then little more than what was hopped over,
+    except the first time in a chunk, when the caller stakes the whole chunk on it.
     """
     header = data[at : at + 5]
     end = len(data)
-    count = _FIRST_STRIDE
     while True:
         count = min(count, (end - at - 5) // size + 1)  # headers that are wholly there
         stop = at + count * size - size + 1
@@ -179,4 +181,4 @@ def _hop_run(data: bytes, at: int, size: int) -> int:
         at += hopped * size
         if hopped < count or at + 5 > end:
             return at
-        count = min(count * 4, _LONGEST_STRIDE)
+        count = min(count * 4, _LARGEST_COUNT)
