@@ -1,0 +1,157 @@
+"""What people read about pgfunnel names things that exist: files, settings, metrics, reasons, events, tests."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from config.fields import default_text
+from config.load import load
+from config.settings import Settings
+from pooler.demo.postgres import EmbeddedPostgres
+from pooler.reasons import Reason
+from tests.conftest import StartPgfunnel
+from tests.support.pgfunnel import Pgfunnel, eventually
+
+ROOT: Final = Path(__file__).parents[1]
+DOCUMENTS: Final = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES: Final = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+SOURCE_FOLDERS: Final = ("benchmarks", "config", "docs", "pooler", "protocol", "tests")
+# Variables that are no settings: the file of settings, and the tests' own.
+OTHER_VARIABLES: Final = {"PGFUNNEL_CONFIG", "PGFUNNEL_SIMULATION_SECONDS", "PGFUNNEL_SIMULATION_SEED"}
+
+every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def rows(text: str, first: str) -> Iterator[list[str]]:
+    """Yield the cells of the table whose header begins with the cell `first`, without backticks."""
+    lines = text[text.index(f"\n| {first} |") + 1 :].splitlines()
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            return
+        yield [cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_document
+def test_links_lead_to_files_and_headings(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text()), target
+
+
+@every_document
+def test_files_that_are_named_exist(document: Path) -> None:
+    folders = "|".join(SOURCE_FOLDERS)
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", document.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+@every_document
+def test_variables_that_are_named_are_settings(document: Path) -> None:
+    variables = {f"PGFUNNEL_{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    assert set(re.findall(r"\bPGFUNNEL_[A-Z_]+[A-Z]\b", document.read_text())) <= variables
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
+def test_options_of_the_command_are_settings(name: str) -> None:
+    options = {f"--{setting.replace('_', '-')}" for setting in Settings.model_fields} | {"--config"}
+    for line in re.findall(r"\bpgfunnel (--.*)", read(name)):
+        assert set(re.findall(r"(?:^| )(--[a-z-]+)", line)) <= options
+
+
+def test_the_readmes_settings_exist_with_the_defaults_it_tells() -> None:
+    told = {cells[0]: cells[1] for cells in rows(read("README.md"), "setting")}
+    assert told == {name: default_text(Settings.model_fields[name]) for name in told}
+
+
+def test_the_readmes_file_is_a_configuration(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", read("README.md"), flags=re.DOTALL)
+    file = tmp_path / "pgfunnel.toml"
+    file.write_text(example)
+    loaded = load(["--config", str(file)], {})
+    assert loaded.credentials.keys() == {"app", "reporting"}
+
+
+def test_every_setting_that_limits_time_or_waiting_is_in_the_table_of_timeouts() -> None:
+    told = {cells[0] for cells in rows(read("docs/operations.md"), "timeout")} - {""}
+    assert told <= Settings.model_fields.keys()
+    assert {name for name in Settings.model_fields if name.endswith("_timeout")} <= told | {"tcp_user_timeout"}
+
+
+def test_every_reason_is_explained_once() -> None:
+    told = [cells[0] for cells in rows(read("docs/operations.md"), "reason")]
+    assert sorted(told) == sorted(reason.value for reason in Reason)
+
+
+def test_every_event_of_the_log_is_explained_once() -> None:
+    told = [cells[0] for cells in rows(read("docs/operations.md"), "event")]
+    code = "".join(path.read_text() for path in (ROOT / "pooler").glob("*.py"))
+    assert sorted(told) == sorted(set(re.findall(r'(?:log\.\w+|\bwrite)\(\s*"([a-z_]+)"', code)))
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads(read("pyproject.toml"))
+    groups = project["project"]["optional-dependencies"] | project["dependency-groups"]
+    wanted = [*project["project"]["dependencies"], *(name for group in groups.values() for name in group)]
+    text = read("docs/dependencies.md")
+    for requirement in wanted:
+        name = re.split(r"[\[<>=]", requirement)[0]
+        assert re.search(rf"\b{name}\b", text), name
+
+
+def test_tests_that_are_named_exist() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", read("docs/architecture.md")))
+    assert named
+    assert named <= set(re.findall(r"def (test_\w+)\(", code))
+
+
+@pytest.fixture
+def experienced(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
+    """Start a pooler to which everything has happened that is counted by kind."""
+    pooler = pgfunnel(postgres.url(), server_lifetime=0)
+    with pooler.login() as client:
+        client.query("SELECT 1")
+    with pooler.connect() as nobody:
+        nobody.send(b"GET / HTTP/1.1\r\n\r\n")
+        nobody.read_to_end()
+    eventually(lambda: pooler.metric("pgfunnel_servers_ended_total") == 1)
+    return pooler
+
+
+def test_every_metric_is_described_and_there_is_no_other(experienced: Pgfunnel) -> None:
+    _, page = experienced.http("/metrics")
+    exposed: dict[str, tuple[str, set[str]]] = {}
+    states: set[tuple[str, str]] = set()
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            exposed[sample.name] = (family.type, set(sample.labels))
+            if "state" in sample.labels:
+                states.add((sample.name, sample.labels["state"]))
+
+    text = read("docs/metrics.md")
+    told = {name: (kind, set(filter(None, labels.split(", ")))) for name, kind, labels, *_ in rows(text, "metric")}
+    assert told == {name: figures for name, figures in exposed.items() if name.startswith("pgfunnel_")}
+    section = text[text.index("## States") :]
+    assert {(name, state) for name, state, *_ in rows(section, "metric")} == states
+    of_the_process = set(re.findall(r"`((?:process|python)_\w+)`", text[text.index("## Of the process") :]))
+    assert of_the_process == {name for name in exposed if not name.startswith("pgfunnel_")}
