@@ -33,7 +33,7 @@ class Message(NamedTuple):
     def fields(self) -> dict[str, str]:
         """The fields of an ErrorResponse or NoticeResponse by letter: S severity, C SQLSTATE, M message."""
         parts = self.payload.rstrip(b"\0").split(b"\0")
-        return {part[:1].decode(): part[1:].decode() for part in parts}
+        return {part[:1].decode(): part[1:].decode(errors="replace") for part in parts}
 
     @property
     def columns(self) -> list[str | None]:
