@@ -139,7 +139,8 @@ class Pools:
         except LoginRefusedError as refusal:
             self._refused(pool, refusal.error)
         except BaseException:
-            pool.open_failed(float("inf"), self._duties.now())
+            # Cancelled at shutdown, or a fault of ours: the place is given back all the same.
+            self._retry_later(pool, self._duties.now(), self._settings.server_login_retry)
             raise
         else:
             self._opened(pool, login)

@@ -6,8 +6,9 @@ import gc
 import itertools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from pathlib import Path
 from typing import Final
 
 from config.load import Loaded
@@ -60,6 +61,7 @@ class Pooler:
         self._stopping: Shutdown | None = None
         self._stop_changed = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
+        self._socket_paths: list[Path] = []
 
         self.places, strangers = self._count_places()
         self.departures = Departures(strangers)
@@ -135,6 +137,7 @@ class Pooler:
     async def run(self) -> None:
         """Serve until a signal says otherwise. Raises ListenError."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._report)
         for number, how in (
             (signal.SIGTERM, Shutdown.WAIT_FOR_CLIENTS),
             (signal.SIGINT, Shutdown.WAIT_FOR_SERVERS),
@@ -158,6 +161,7 @@ class Pooler:
         for sock in listening_sockets(self.settings):
             name = sock.getsockname()
             if isinstance(name, str):
+                self._socket_paths.append(Path(name))
                 listener = await loop.create_unix_server(
                     self._new_login, sock=sock, backlog=self.settings.listen_backlog
                 )
@@ -172,6 +176,15 @@ class Pooler:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
+
+    def _report(self, _: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
+        """Log what nobody has caught: a fault of ours. The connection in whose callback it happened is closed."""
+        exception = context.get("exception")
+        self.log.error(
+            "internal_error",
+            error=str(context.get("message")),
+            exc_info=exception if isinstance(exception, BaseException) else None,
+        )
 
     def _new_login(self) -> ClientLogin:
         return ClientLogin(self._login_duties)
@@ -200,6 +213,8 @@ class Pooler:
         self.accepting = False
         for listener in self._listeners:
             listener.close()
+        for path in self._socket_paths:
+            path.unlink(missing_ok=True)
         for queue in (self.lobby.strangers, self.lobby.queue, self.lobby.proving):
             for login in list(queue):
                 login.end(_SHUTDOWN)
@@ -211,7 +226,7 @@ class Pooler:
             if self._stopping is Shutdown.WAIT_FOR_SERVERS:
                 keep = busy
             else:
-                keep = busy or client.waiting or bool(client.pending)
+                keep = busy or client.waiting
             if not keep:
                 client.end(_SHUTDOWN)
         return bool(self.clients) or any(server.cleaning for pool in self.pools for server in pool.servers)
