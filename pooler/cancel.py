@@ -17,6 +17,8 @@ from protocol.messages import cancel_request
 MAX_AT_ONCE: Final = 32
 """Connections that bring cancels, at the same time; more wait their turn. A storm of clients that give up must not
 become a storm of connections that Postgres has to fork for."""
+CLOSE_S: Final = 1.0
+"""How long the cancels for what nobody waits for any more may take at a shutdown."""
 
 
 class Canceller:
@@ -79,8 +81,10 @@ class Canceller:
             transport.abort()
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Let what is under way arrive, for a moment; give up the rest."""
         tasks = list(self._under_way.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

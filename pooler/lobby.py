@@ -12,7 +12,7 @@ from pooler.login import ClientLogin
 from pooler.reasons import Ending, Reason
 
 LINGER_S: Final = 2.0
-"""How long a connection that we have ended may take to read why."""
+"""How long a connection that we have ended may go without reading anything of what it is still to read."""
 
 _FLOOD: Final = Ending(
     Reason.LOGIN_FLOOD, "53300", "too many connections that have not logged in", hint="Try again in a moment."
@@ -100,14 +100,15 @@ class Departures:
     def __init__(self, most: int) -> None:
         """`most` is how many connections may linger at once; one more, and the oldest is closed."""
         self._most = most
-        self._deadlines: OrderedDict[asyncio.Transport, float] = OrderedDict()
+        self._deadlines: OrderedDict[asyncio.Transport, tuple[float, int]] = OrderedDict()
+        """Until when they may stay, and how many bytes they had not read when that was set."""
         self._changed = asyncio.Event()
 
     def linger(self, transport: asyncio.Transport, now: float) -> None:
-        """Close `transport` when its peer has closed its side, or at the deadline."""
+        """Close `transport` when its peer has closed its side, or reads no more."""
         if transport.is_closing():
             return
-        self._deadlines[transport] = now + LINGER_S
+        self._deadlines[transport] = now + LINGER_S, transport.get_write_buffer_size()
         if len(self._deadlines) > self._most:
             self._deadlines.popitem(last=False)[0].abort()
         transport.set_protocol(_Deaf(self, transport))
@@ -116,18 +117,30 @@ class Departures:
             transport.write_eof()
 
     def sweep(self, now: float) -> None:
-        """Close those whose time is up."""
+        """Close those whose time is up, but who still reads gets more of it."""
         while self._deadlines:
-            transport, deadline = next(iter(self._deadlines.items()))
+            transport, (deadline, unread) = next(iter(self._deadlines.items()))
             if deadline > now:
                 return
             del self._deadlines[transport]
-            transport.abort()
+            left = transport.get_write_buffer_size()
+            if 0 < left < unread:
+                self._deadlines[transport] = now + LINGER_S, left
+            else:
+                transport.abort()
+
+    def close(self) -> None:
+        """Close them all."""
+        while self._deadlines:
+            self._deadlines.popitem()[0].abort()
 
     def gone(self, transport: asyncio.Transport) -> None:
         """Its peer has closed its side, or the connection broke."""
         self._deadlines.pop(transport, None)
         self._changed.set()
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
 
     async def all_gone(self) -> None:
         """Wait until nobody lingers."""

@@ -223,13 +223,11 @@ class Pooler:
         """Send away every client that has nothing under way; True if some are left."""
         for client in list(self.clients.values()):
             busy = client.server is not None and not client.server.exchange.settled
-            if self._stopping is Shutdown.WAIT_FOR_SERVERS:
-                keep = busy
-            else:
-                keep = busy or client.waiting
+            keep = busy or (client.waiting and self._stopping is Shutdown.WAIT_FOR_CLIENTS)
             if not keep:
                 client.end(_SHUTDOWN)
-        return bool(self.clients) or any(server.cleaning for pool in self.pools for server in pool.servers)
+        cleaning = any(server.cleaning for pool in self.pools for server in pool.servers)
+        return bool(self.clients or len(self.departures) or cleaning)
 
     async def _close(self) -> None:
         for client in list(self.clients.values()):
@@ -240,7 +238,7 @@ class Pooler:
         # What has been written to clients still has to arrive.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.departures.all_gone(), 1.0)
-        self.departures.sweep(float("inf"))
+        self.departures.close()
         if self._web is not None:
             await self._web.close()
         self.log.info("stopped")

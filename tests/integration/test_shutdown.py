@@ -164,7 +164,6 @@ def test_sigquit_or_a_second_signal_waits_for_nobody(
     assert postgres.psql("SELECT count(*) FROM kept").strip() == "0"
 
 
-@pytest.mark.xfail(strict=True, reason="what is cancelled last does not get to Postgres any more")
 @pytest.mark.parametrize("shut_down", [at_once, again, sigint_again])
 def test_query_that_nobody_waits_for_does_not_run_on(
     pooler: Pgfunnel, admin: psycopg.Connection, shut_down: Callable[[Pgfunnel], None]
@@ -210,7 +209,6 @@ def test_nobody_is_let_in_any_more(pooler: Pgfunnel) -> None:
     assert pooler.wait() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="what is still to be written counts for nothing once the server is released")
 def test_large_answer_arrives_whole_at_a_client_that_reads_slowly(pooler: Pgfunnel) -> None:
     with pooler.login() as slow:
         slow.send(query("SELECT repeat('x', 1000) FROM generate_series(1, 30000)"))
