@@ -18,7 +18,7 @@ SCHEMES = ("postgresql", "postgres")
 
 # What to do instead, for the libpq options that people most often have in their URL.
 _INSTEAD = {
-    "application_name": "each client's own application_name is what Postgres sees",
+    "application_name": "it can't be set here",
     "connect_timeout": "use the setting server_connect_timeout",
     "dbname": "write it as postgresql://host/dbname",
     "keepalives": "use the setting tcp_keepalive",

@@ -10,12 +10,13 @@ from typing import Final, NamedTuple
 
 from config.settings import Settings
 from pooler.cancel import Canceller
-from pooler.client import Clients, ClientSession
+from pooler.client import PENDING_LIMIT, Clients, ClientSession
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
+from pooler.sockets import has_hung_up
 from protocol.kinds import IDLE
 
 ROUND_S: Final = 1 / 3
@@ -67,6 +68,7 @@ class Janitor:
         self._sweep_logins(now)
         for pool in premises.pools:
             self._sweep_queues(pool, now)
+            self._sweep_hung_up(pool)
             self._retire_oldest(pool, now)
             for server in list(pool.servers):
                 if server.client is not None:
@@ -120,6 +122,14 @@ class Janitor:
                     hint=self._advice(pool),
                 )
             )
+
+    def _sweep_hung_up(self, pool: ServerPool) -> None:
+        """Send away who waits and has gone, unnoticed because so much was unread that reading was stopped."""
+        for client in list(pool.waiters):
+            if isinstance(client, ClientSession) and len(client.pending) > PENDING_LIMIT:
+                sock = client.transport.get_extra_info("socket")
+                if sock is not None and has_hung_up(sock):
+                    client.transport.abort()
 
     def _advice(self, pool: ServerPool) -> str:
         if not pool.servers:

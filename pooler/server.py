@@ -81,6 +81,7 @@ class ServerDuties(NamedTuple):
     """Run before a server is lent to another client; empty = nothing."""
     session_mode: bool
     statement_mode: bool
+    max_packet_size: int
 
 
 @final
@@ -124,7 +125,7 @@ class ServerSession(asyncio.Protocol):
         self.key = key
         self.peer = peer
         self._duties = duties
-        self.exchange = Exchange()
+        self.exchange = Exchange(duties.max_packet_size)
         self.client: Borrower | None = None
         self.hold = SESSION if duties.session_mode else RESET if duties.reset_query else 0
         if duties.check_always:

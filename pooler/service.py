@@ -82,6 +82,7 @@ class Pooler:
                 else "",
                 session_mode=settings.pool_mode == "session",
                 statement_mode=settings.pool_mode == "statement",
+                max_packet_size=settings.max_packet_size,
             ),
             ids.__next__,
             self.tally,
@@ -118,6 +119,8 @@ class Pooler:
         # Whoever is on the way in or out needs a descriptor, too: three kinds of them.
         strangers = max(LEAST_STRANGERS, min(MOST_STRANGERS, (left - wanted) // 3))
         places = min(wanted, left - 3 * strangers)
+        if places < 1:
+            raise ListenError(f"the limit of {limit} open files (ulimit -Hn) leaves no room for clients")
         if places < wanted:
             self.log.warning(
                 "file_descriptor_limit",
@@ -128,8 +131,6 @@ class Pooler:
                 f"{wanted + servers + OWN_DESCRIPTORS + 3 * strangers}, or lower max_client_conn; until then "
                 f"{places} clients are let in at a time and further ones wait",
             )
-        if places < 1:
-            raise ListenError(f"the limit of {limit} open files leaves no room for clients")
         return places, strangers
 
     # --- life
@@ -144,6 +145,9 @@ class Pooler:
             (signal.SIGQUIT, Shutdown.IMMEDIATE),
         ):
             loop.add_signal_handler(number, self.stop, how, number.name)
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            # In PgBouncer's hands they reload, pause and resume; unhandled they would end the process.
+            loop.add_signal_handler(number, self._ignore, number.name)
         await self._start()
         try:
             await self._serve_until_stopped()
@@ -158,7 +162,8 @@ class Pooler:
             except OSError as error:
                 where = f"{self.settings.metrics_addr} port {self.settings.metrics_port}"
                 raise ListenError(f"can't serve metrics on {where}: {error.strerror or error}") from None
-        for sock in listening_sockets(self.settings):
+        # First all of them, so that nobody is let in if one address can't be listened on.
+        for sock in list(listening_sockets(self.settings)):
             name = sock.getsockname()
             if isinstance(name, str):
                 self._socket_paths.append(Path(name))
@@ -176,6 +181,9 @@ class Pooler:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
+
+    def _ignore(self, signal_name: str) -> None:
+        self.log.warning("signal_ignored", signal=signal_name, advice="restart pgfunnel to change its settings")
 
     def _report(self, _: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
         """Log what nobody has caught: a fault of ours. The connection in whose callback it happened is closed."""

@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import select
 import socket
 import stat
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def _tcp_socket(found: tuple[socket.AddressFamily, str], port: int, settings: Se
         sock.bind((host, port))
     except OSError as error:
         sock.close()
-        raise ListenError(f"can't listen on {host} port {port}: {error.strerror}") from None
+        raise ListenError(f"can't listen on {host} port {port}: {error.strerror or error}") from None
     return sock
 
 
@@ -82,7 +83,7 @@ def _unix_socket(path: Path, mode: int) -> socket.socket:
         path.chmod(mode)
     except OSError as error:
         sock.close()
-        raise ListenError(f"can't listen on {path}: {error.strerror}") from None
+        raise ListenError(f"can't listen on {path}: {error.strerror or error}") from None
     return sock
 
 
@@ -100,6 +101,13 @@ def _remove_stale(path: Path) -> None:
             path.unlink()
             return
     raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Tell whether the peer has closed its side or the connection broke, however much of it is still unread."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def raise_descriptor_limit() -> int:

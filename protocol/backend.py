@@ -82,6 +82,7 @@ def _actions() -> bytes:
 
 _ACTIONS: Final = _actions()
 _READY_LENGTH: Final = 5
+_SHORTEST: Final = 4
 _FIRST_COUNT: Final = 16
 _LARGEST_COUNT: Final = 4096
 
@@ -109,12 +110,16 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
     while at <= last:
         kind, length = _header(data, at)
         action = _ACTIONS[kind]
+        if length < _SHORTEST:
+            raise ServerViolation(f"invalid length {length} of a message of type {chr(kind)!r}", at)
         if action <= _CLOSING:
             answered += action
             at += length + 1
         elif action == _ROW:
             # Rows of one length come in runs, and a run can be hopped over at a few nanoseconds a row. Two rows in
             # a row are no run yet: look where the header would be a few rows on before trying.
+            if length > exchange.max_row:
+                raise ServerViolation(f"a row of {length} bytes, more than max_packet_size ({exchange.max_row})", at)
             length += 1
             if length == row_size and data[at : at + 5] == data[at + 7 * length : at + 7 * length + 5]:
                 at = _hop_run(data, at, length, first_count)

@@ -51,6 +51,7 @@ class Exchange:
         "answered",
         "error_at",
         "errors",
+        "max_row",
         "mode",
         "owed",
         "queries",
@@ -61,7 +62,9 @@ class Exchange:
         "status",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, max_row: int = 0xFFFFFFFF) -> None:
+        """`max_row` is the length of the longest row or piece of copy data that the server may send, in bytes."""
+        self.max_row = max_row
         self.owed: deque[int] = deque()
         self.run = 0
         """Extended requests sent since the last Sync. Never 0 while SKIPPING."""

@@ -171,7 +171,6 @@ def test_client_without_a_place_cannot_send_for_ever(full: Pgfunnel) -> None:
         assert full.peak_rss() - before < FLAT
 
 
-@pytest.mark.xfail(strict=True, reason="an end is not noticed while the client is not read from")
 def test_waiting_client_that_vanishes_with_much_unread_gives_up_its_place(pooler: Pgfunnel) -> None:
     with pooler.login() as holder, pooler.login() as second:
         holder.query("BEGIN")

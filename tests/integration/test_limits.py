@@ -139,7 +139,7 @@ def test_limit_on_open_files_is_raised_as_far_as_allowed(postgres: EmbeddedPostg
 def test_limit_on_open_files_that_leaves_no_room_is_refused(postgres: EmbeddedPostgres) -> None:
     pooler = Pgfunnel(postgres.url(), open_files="100")
     assert pooler.refuses_to_start() == 1
-    assert "limit of 100 open files leaves no room for clients" in pooler.log[-1]
+    assert "limit of 100 open files (ulimit -Hn) leaves no room for clients" in pooler.log[-1]
     assert "Traceback" not in "".join(pooler.log)
 
 

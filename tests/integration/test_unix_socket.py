@@ -92,7 +92,6 @@ def test_file_mode(
     assert stat.S_IMODE(socket_of(pooler).stat().st_mode) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="it is left where it is")
 def test_socket_is_gone_when_it_ends(pooler: Pgfunnel, directory: Path) -> None:
     assert socket_of(pooler).is_socket()
     assert pooler.stop() == 0
@@ -129,7 +128,6 @@ def test_file_in_the_sockets_place_is_left_alone(postgres: EmbeddedPostgres, dir
     assert socket_of(pooler).read_text() == "precious"
 
 
-@pytest.mark.xfail(strict=True, reason="the addresses before it are listened on already")
 def test_nobody_is_accepted_anywhere_if_one_address_cannot_be_listened_on(
     postgres: EmbeddedPostgres, directory: Path
 ) -> None:
@@ -139,7 +137,6 @@ def test_nobody_is_accepted_anywhere_if_one_address_cannot_be_listened_on(
     assert not any("event=listening" in line for line in pooler.log)
 
 
-@pytest.mark.xfail(strict=True, reason="the message ends in: None")
 def test_name_that_is_too_long_is_refused(postgres: EmbeddedPostgres, directory: Path) -> None:
     long = directory / ("x" * 100)
     long.mkdir()

@@ -63,6 +63,7 @@ class House:
             reset_query=self.reset_query,
             session_mode=self.session_mode,
             statement_mode=self.statement_mode,
+            max_packet_size=2**31 - 1,
         )
         self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET)
 

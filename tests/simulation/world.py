@@ -88,6 +88,7 @@ class World:
             reset_query=reset,
             session_mode=session_mode,
             statement_mode=rng.randrange(10) == 0,
+            max_packet_size=1 << 30,
         )
         self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30)
         self.size = 1 + rng.randrange(4)
