@@ -109,16 +109,15 @@ class Janitor:
             settings.reserve_pool_size and settings.reserve_pool_timeout and waited >= settings.reserve_pool_timeout
         )
         timeout = settings.query_wait_timeout
-        while timeout and now - pool.waiting_since >= timeout:
-            queue = pool.waiters or pool.newcomers
-            first: ClientSession | ClientLogin = next(iter(queue))  # type: ignore[assignment]
+        while timeout and (first := pool.first) is not None and now - first.waiting_since >= timeout:
             first.end(
                 Ending(
                     Reason.QUERY_WAIT_TIMEOUT,
                     "57014",
                     f"waited {now - first.waiting_since:.1f} s for a server connection (query_wait_timeout), "
-                    f'first of {len(queue)} in the queue of the pool of user "{pool.user}" at database '
-                    f'"{pool.database}", which has {len(pool.servers)} of {pool.size or "any number of"} connections',
+                    f"first of {len(pool.waiters) + len(pool.newcomers)} in the queue of the pool of user "
+                    f'"{pool.user}" at database "{pool.database}", which has {len(pool.servers)} of '
+                    f"{pool.size or 'any number of'} connections",
                     hint=self._advice(pool),
                 )
             )

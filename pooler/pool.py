@@ -231,11 +231,19 @@ class Pool(Generic[S]):
         self.grow(now)
 
     @property
+    def first(self) -> Queued | None:
+        """The one that has waited longest."""
+        waiter: Queued | None = next(iter(self.waiters), None)
+        newcomer: Queued | None = next(iter(self.newcomers), None)
+        if waiter is None or (newcomer is not None and newcomer.waiting_since < waiter.waiting_since):
+            return newcomer
+        return waiter
+
+    @property
     def waiting_since(self) -> float:
-        """When the one that has waited longest began to; infinity if nobody waits."""
-        waiter = next(iter(self.waiters)).waiting_since if self.waiters else float("inf")
-        newcomer = next(iter(self.newcomers)).waiting_since if self.newcomers else float("inf")
-        return min(waiter, newcomer)
+        """When that one began to; infinity if nobody waits."""
+        first = self.first
+        return float("inf") if first is None else first.waiting_since
 
     # --- growing
 

@@ -103,7 +103,10 @@ def test_an_sslmode_that_needs_tls_is_refused(mode: str) -> None:
         ("postgresql://db/orders/2024", "/ in its database name"),
         ("postgresql://db?sslmode=on", "sslmode that is not one of disable, allow, prefer"),
         ("postgresql://db?sslmode", "sslmode that is not one of disable, allow, prefer"),
-        ("postgresql://db?application_name=api", "the option application_name, which is not taken: it can't be set here"),
+        (
+            "postgresql://db?application_name=api",
+            "the option application_name, which is not taken: it can't be set here",
+        ),
         ("postgresql://db?connect_timeout=5", "use the setting server_connect_timeout"),
         ("postgresql://db?channel_binding=require", "the option channel_binding, which is not taken: leave it out"),
         ("postgresql://db?whatever", "not in the form name=value"),
