@@ -9,9 +9,12 @@ from pathlib import Path
 
 from benchmarks import machine, measures, profile, report, run
 from benchmarks.results import Results
+from benchmarks.servers import PgBouncer
 from benchmarks.workload import Workload, prepared_postgres
 
 RESULTS = Path(__file__).parent / "results"
+ROUNDS = 9
+SECONDS = 3
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
@@ -52,8 +55,9 @@ def _measure(chosen: Sequence[measures.Measure], workload: Workload, rounds: int
         versions=machine.versions(workload.postgres),
         options={"rounds": rounds, "seconds": workload.seconds},
     )
-    if len(run.contenders()) == 1:
-        _say("PgBouncer is not installed (apt install pgbouncer): pgfunnel runs alone, no ratio is judged")
+    if PgBouncer not in run.contenders():
+        _say("PgBouncer is not installed (apt install pgbouncer): no ratio is judged")
+    _say(f"about {run.clock(run.expected_seconds(chosen, workload, rounds))} in all")
     results.samples += run.run_all(chosen, workload, rounds, _say)
     return results
 
@@ -68,8 +72,10 @@ def _write(results: Results, chosen: Sequence[measures.Measure]) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure pgfunnel beside PgBouncer.")
     parser.add_argument("--only", action="append", metavar="NAME", help="run this measure (may be repeated)")
-    parser.add_argument("--rounds", type=int, default=9, help="samples of each pooler (default 9)")
-    parser.add_argument("--seconds", type=float, default=4, help="length of a pgbench sample (default 4)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"samples of each pooler (default {ROUNDS})")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"length of a pgbench sample (default {SECONDS})"
+    )
     parser.add_argument("--quick", action="store_true", help="3 rounds, short and small: a first look, not written")
     parser.add_argument("--no-write", action="store_true", help="print the table and leave the files alone")
     parser.add_argument("--list", action="store_true", help="list the measures")

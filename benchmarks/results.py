@@ -14,6 +14,8 @@ from benchmarks.figures import Against, Figure
 
 PGFUNNEL = "pgfunnel"
 PGBOUNCER = "PgBouncer"
+BARE = "bare loop"
+POOLERS = (PGFUNNEL, PGBOUNCER, BARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Results:
         document = asdict(self)
         samples = ",\n  ".join(json.dumps(sample) for sample in document.pop("samples"))
         head = json.dumps(document, indent=1).removesuffix("\n}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f'{head},\n "samples": [\n  {samples}\n ]\n}}\n')
 
     @classmethod
@@ -77,10 +80,15 @@ class Spread:
 class Row:
     """One figure, compared. `kept` is None where there is no bound, or nothing to hold it against."""
 
+    measure: str
     figure: Figure
     pgfunnel: Spread | None
     pgbouncer: Spread | None
+    bare: Spread | None
     ratio: Spread | None
+    """pgfunnel to PgBouncer."""
+    bare_ratio: Spread | None
+    """The bare loop to PgBouncer: never judged."""
 
     @property
     def kept(self) -> bool | None:
@@ -95,10 +103,35 @@ class Row:
 
 
 def compare(results: Results, measure: str, figure: Figure) -> Row:
-    """Put the two side by side. Ratios are taken within each round, where conditions were most alike."""
-    ours, theirs = (results.by_round(measure, pooler, figure.name) for pooler in (PGFUNNEL, PGBOUNCER))
-    ratios = [value / theirs[number] for number, value in ours.items() if theirs.get(number)]
-    return Row(figure, Spread.of([*ours.values()]), Spread.of([*theirs.values()]), Spread.of(ratios))
+    """Put the poolers side by side. Ratios are taken within each round, where conditions were most alike."""
+    ours, theirs, bare = (results.by_round(measure, pooler, figure.name) for pooler in POOLERS)
+    values = (Spread.of([*rounds.values()]) for rounds in (ours, theirs, bare))
+    ratios = (
+        Spread.of([value / theirs[number] for number, value in rounds.items() if theirs.get(number)])
+        for rounds in (ours, bare)
+    )
+    return Row(measure, figure, *values, *ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """What one operation cost a pooler, in microseconds: medians."""
+
+    total: float
+    user: float
+
+    @property
+    def system(self) -> float:
+        """Time in the kernel."""
+        return self.total - self.user
+
+    @classmethod
+    def of(cls, results: Results, measure: str, pooler: str) -> Self | None:
+        """None where nothing was measured, or no CPU."""
+        total, user = (
+            Spread.of([*results.by_round(measure, pooler, figure).values()]) for figure in ("cpu_us", "user_us")
+        )
+        return cls(total.median, user.median) if total and user else None
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:

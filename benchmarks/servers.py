@@ -1,6 +1,6 @@
 """Starts the poolers that are compared, side by side and with equal settings, and reads what they cost.
 
-One class per pooler; both take the same settings under the same names, because pgfunnel keeps PgBouncer's.
+One class per pooler; all take the same settings under the same names, because pgfunnel keeps PgBouncer's.
 """
 
 import contextlib
@@ -74,6 +74,11 @@ class Pooler(ABC):
         self._process: subprocess.Popen[bytes] | None = None
         self._files = contextlib.ExitStack()
         self.directory = Path()
+
+    @classmethod
+    def serves(cls, _auth_type: str) -> bool:
+        """Say whether it knows this way to log in."""
+        return True
 
     @classmethod
     @abstractmethod
@@ -218,3 +223,24 @@ class PgBouncer(Pooler):
             *(f"{name} = {value}" for name, value in settings.items()),
         ]
         return "\n".join(lines) + "\n"
+
+
+class BareLoop(Pooler):
+    """benchmarks.bare: what a pooler on uvloop costs before it has a single feature."""
+
+    name = "bare loop"
+
+    @classmethod
+    def serves(cls, auth_type: str) -> bool:
+        """It never asks for a password."""
+        return auth_type == "trust"
+
+    @classmethod
+    def version(cls) -> str:
+        """Its version is the repository's."""
+        return PgFunnel.version()
+
+    def command(self) -> list[str]:
+        """It has no configuration."""
+        numbers = (str(self.port), str(self.upstream_port), self.settings["default_pool_size"])
+        return [sys.executable, "-m", "benchmarks.bare", *numbers, next(iter(self.users)), self.database]

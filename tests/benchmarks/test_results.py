@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.figures import Against, Bound, Figure
-from benchmarks.results import Results, Row, Sample, Spread, compare, turns
+from benchmarks.results import Cpu, Results, Row, Sample, Spread, compare, turns
 
 CPU = Figure("cpu_us", "CPU", "us", Bound("<=", 1.25))
 
@@ -13,7 +13,7 @@ CPU = Figure("cpu_us", "CPU", "us", Bound("<=", 1.25))
 def results_of(**values: list[float]) -> Results:
     """Make rounds of the figure cpu_us for each pooler."""
     samples = [
-        Sample("m", number, pooler, {"cpu_us": value})
+        Sample("m", number, pooler.replace("_", " "), {"cpu_us": value, "user_us": value / 5})
         for pooler, rounds in values.items()
         for number, value in enumerate(rounds, 1)
     ]
@@ -53,6 +53,21 @@ def test_without_pgbouncer_no_ratio_is_judged() -> None:
     assert (alone.ratio, alone.kept) == (None, None)
 
 
+def test_the_bare_loop_has_a_ratio_but_no_say() -> None:
+    compared = row(CPU, pgfunnel=[10], PgBouncer=[10], bare_loop=[20])
+    assert (compared.bare_ratio, compared.kept) == (Spread(2, 2, 2), True)
+
+
+def test_cpu_is_told_apart_in_user_and_system_by_medians() -> None:
+    cpu = Cpu.of(results_of(pgfunnel=[10, 40, 20]), "m", "pgfunnel")
+    assert cpu == Cpu(total=20, user=4)
+    assert cpu.system == 16
+
+
+def test_where_no_cpu_was_measured_there_is_none() -> None:
+    assert Cpu.of(results_of(), "m", "pgfunnel") is None
+
+
 def test_a_round_that_only_one_pooler_finished_gives_no_ratio() -> None:
     assert row(CPU, pgfunnel=[10, 20], PgBouncer=[10]).ratio == Spread(1, 1, 1)
 
@@ -67,8 +82,8 @@ def test_every_other_round_runs_backwards() -> None:
 
 def test_a_saved_run_is_loaded_as_it_was(tmp_path: Path) -> None:
     saved = results_of(pgfunnel=[10.5, 2], PgBouncer=[9, 2])
-    saved.save(tmp_path / "run.json")
-    assert Results.load(tmp_path / "run.json") == saved
+    saved.save(tmp_path / "new folder" / "run.json")
+    assert Results.load(tmp_path / "new folder" / "run.json") == saved
 
 
 def test_a_saved_run_has_one_sample_per_line(tmp_path: Path) -> None:
