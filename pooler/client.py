@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import CANCELLING
 from protocol.errors import ClientViolation
-from protocol.frontend import first_unit, is_terminate, scan_requests, whole_request_at
+from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
+from protocol.kinds import TERMINATE
 from protocol.messages import READY_IDLE, ErrorFields, error_response, fatal
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ class ClientSession(asyncio.Protocol):
             self.pending = b""
         server = self.server
         if server is None:
+            if data[0] == TERMINATE:
+                self._quit()
+                return
             server = self.pool.borrow()
             if server is None:
                 self._wait(data)
@@ -143,17 +147,11 @@ class ClientSession(asyncio.Protocol):
         self._forward(server, data)
 
     def _wait(self, data: bytes) -> None:
-        """There is no free server: join the queue, if there is something to be served."""
-        try:
-            whole = whole_request_at(data, 0, self._duties.max_packet_size)
-        except ClientViolation as violation:
-            self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
-            return
-        if whole and is_terminate(data, 0):
-            self._quit()
-            return
-        self._keep(data)
-        if whole:
+        """There is no free server: join the queue, unless this is half a request, that would be in the way there."""
+        self.pending = data
+        if len(data) > PENDING_LIMIT:
+            self.transport.pause_reading()
+        if has_request(data):
             self.waiting = True
             self.pool.wait(self, self._duties.now())
 

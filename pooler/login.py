@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from enum import Enum, auto
+from struct import Struct
 from typing import Final, NamedTuple, cast
 
 from pooler.authentication import Authenticator, Proof
@@ -31,6 +32,7 @@ MAX_PASSWORD_SIZE: Final = 10_000
 """Bytes of a password message; the tokens that some clouds use as passwords take up to 2,000."""
 MAX_EARLY_SIZE: Final = 16 * 1024
 """Bytes. A client that sends more than this before it is its turn is not read from until then."""
+_process_id = Struct("!I").pack
 _SECRET_SIZE: Final = 4
 _LONG_SECRET_SIZE: Final = 32  # protocol 3.2 and later
 
@@ -277,13 +279,9 @@ class ClientLogin(asyncio.Protocol):
             session.data_received(self._buffer)
 
     def _new_key(self) -> bytes:
-        size = 4 + (_SECRET_SIZE if self.startup.minor < LONG_KEYS_MINOR else _LONG_SECRET_SIZE)
-        clients = self._duties.clients
-        while True:
-            random = os.urandom(size)
-            key = bytes((random[0] & 0x7F,)) + random[1:]  # the process id is shown as a signed number
-            if key not in clients:
-                return key
+        """Return a process id and a secret. The process id, which drivers show, is the `client` of our log."""
+        secret = _SECRET_SIZE if self.startup.minor < LONG_KEYS_MINOR else _LONG_SECRET_SIZE
+        return _process_id(self.id & 0x7FFFFFFF) + os.urandom(secret)
 
     # --- the end
 

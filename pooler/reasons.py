@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 class Reason(StrEnum):
     """What ended a connection, of a client (c) or of a server (s)."""
 
+    __hash__ = str.__hash__  # each ending is counted, and Enum's own is a Python function
+
     CLIENT_QUIT = "client_quit"  # c: it sent a Terminate
     CLIENT_GONE = "client_gone"  # c: its connection broke or was closed without a Terminate
     CLIENT_VIOLATION = "client_protocol_violation"  # c

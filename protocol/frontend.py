@@ -119,19 +119,15 @@ def is_terminate(data: bytes, at: int) -> bool:
     return data[at : at + 1] == b"X"
 
 
-def whole_request_at(data: bytes, at: int, max_size: int) -> int:
-    """Return the offset after the request that begins at `at`, or 0 if too little of it is there to be served.
+def has_request(data: bytes) -> bool:
+    """Tell whether `data`, at whose beginning a request begins, has enough of it to be sent to a server.
 
-    For a client that has no server: a request longer than HOLD_LIMIT counts as there as soon as its header is.
-    Raises ClientViolation.
+    What is no request at all counts: it is for scan_requests() to say so.
     """
-    if len(data) - at < 5:
-        return 0
-    kind, length = _header(data, at)
-    if not 4 <= length <= max_size or not _ACTIONS[kind] or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
-        raise ClientViolation(_complaint(kind, length, max_size), at)
-    after = at + length + 1
-    return after if after <= len(data) or length >= HOLD_LIMIT else 0
+    if len(data) < 5:
+        return False
+    length: int = _header(data)[1]
+    return length < len(data) or length >= HOLD_LIMIT
 
 
 def first_unit(data: bytes) -> int:

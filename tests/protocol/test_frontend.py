@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import ClientViolation
 from protocol.exchange import OWED_COPY_END, OWED_QUERY, UNCLOSED, Exchange
-from protocol.frontend import HOLD_LIMIT, SHORT_LIMIT, first_unit, is_terminate, scan_requests, whole_request_at
+from protocol.frontend import HOLD_LIMIT, SHORT_LIMIT, first_unit, has_request, is_terminate, scan_requests
 from tests.protocol.model import message
 
 LIMIT = 1 << 30
@@ -95,8 +95,13 @@ def test_what_is_too_long_is_refused_however_it_is_cut(data: bytes, limit: int) 
 def test_an_impossible_length_is_refused(kind: str, length: int) -> None:
     with pytest.raises(ClientViolation):
         scan_requests(Exchange(), kind.encode() + pack("!I", length) + SYNC, LIMIT)
-    with pytest.raises(ClientViolation):
-        whole_request_at(kind.encode() + pack("!I", length), 0, LIMIT)
+    assert has_request(kind.encode() + pack("!I", length)), "it queues, to be refused when it is looked at"
+
+
+def test_half_a_request_is_none_unless_it_is_too_long_to_be_held() -> None:
+    whole = message("Q", b"x" * 100)
+    assert [has_request(whole[:size]) for size in (1, 4, 5, 104, 105)] == [False, False, False, False, True]
+    assert has_request(message("Q", b"x" * HOLD_LIMIT)[:5])
 
 
 def test_a_violation_says_how_much_before_it_was_booked() -> None:
