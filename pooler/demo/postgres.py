@@ -341,7 +341,7 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
 def free_port() -> int:
     """Return a free port below the ephemeral range: no outgoing connection takes it during a restart."""
     while True:
-        port = random.randrange(10_240, 32_768)
+        port = random.randrange(10_240, 20_000)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind((EmbeddedPostgres.host, port))
             return port

@@ -54,8 +54,7 @@ class Pgfunnel:
         open_files: str | None = None,
         **settings: Setting,
     ) -> None:
-        self.port = free_port()
-        self.metrics_port = free_port()
+        self.port, self.metrics_port = two_free_ports()
         self.log: list[str] = []
         self._directory = tempfile.TemporaryDirectory(prefix="pgfunnel-test-")
         defaults: dict[str, Setting] = {"upstream": upstream, "auth_type": "trust"}
@@ -231,13 +230,20 @@ def _quoted(text: str) -> str:
     return f'"{doubled}"'
 
 
-def free_port() -> int:
-    """Return a free port below the ephemeral range, so that no outgoing connection takes it meanwhile."""
+def two_free_ports() -> tuple[int, int]:
+    """Return two free ports that nobody else takes meanwhile.
+
+    They are below the ephemeral range, for the sake of outgoing connections, above those of EmbeddedPostgres, and in a
+    range of this test process's own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    first = 20_000 + worker * 1_500
     while True:
-        port = random.randrange(10_240, 32_768)
-        with suppress(OSError), socket.socket() as probe:
+        port = random.randrange(first, first + 1_500, 2)
+        with suppress(OSError), socket.socket() as probe, socket.socket() as other:
             probe.bind(("127.0.0.1", port))
-            return port
+            other.bind(("127.0.0.1", port + 1))
+            return port, port + 1
 
 
 def eventually(check: Callable[[], bool], timeout: float = 10.0) -> None:
