@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
-from pooler.server import CANCELLING
+from pooler.server import CANCELLING, PARTING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
-from protocol.kinds import TERMINATE
-from protocol.messages import READY_IDLE, ErrorFields, error_response, fatal
+from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -49,6 +48,7 @@ class ClientSession(asyncio.Protocol):
         "id",
         "idle_since",
         "key",
+        "leaving",
         "pending",
         "pool",
         "server",
@@ -75,6 +75,8 @@ class ClientSession(asyncio.Protocol):
         """When the janitor first saw it idle; 0 = it has been served since."""
         self.choked = False
         """It does not read what we have written."""
+        self.leaving = False
+        """It has said good-bye, and waits for answers."""
         self.ended = False
 
     # --- hot path
@@ -82,6 +84,8 @@ class ClientSession(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Send a chunk of requests on, to the server linked or one that is free; else wait for one."""
         if self.pending:
+            if self.leaving:
+                return
             data = self.pending + data
             if self.waiting:
                 self._keep(data)
@@ -89,7 +93,7 @@ class ClientSession(asyncio.Protocol):
             self.pending = b""
         server = self.server
         if server is None:
-            if data[0] == TERMINATE:
+            if data == TERMINATE:
                 self._quit()
                 return
             server = self.pool.borrow()
@@ -121,10 +125,10 @@ class ClientSession(asyncio.Protocol):
             # What is left is a good-bye, or a request that is not yet whole.
             if end:
                 server.transport.write(data[:end])
-            if is_terminate(data, end):
-                self._quit()
-                return
             self.pending = data[end:]
+            if is_terminate(data, end):
+                self._leave(server)
+                return
         if not exchange.owed and exchange.settled:
             server.unlink()
 
@@ -163,7 +167,7 @@ class ClientSession(asyncio.Protocol):
     def proceed(self) -> None:
         """See server.Borrower.proceed."""
         data = self.pending
-        if data and not self.waiting and not self.ended and not self.choked:
+        if data and not (self.waiting or self.leaving or self.ended or self.choked):
             self.pending = b""
             if len(data) > PENDING_LIMIT:
                 self.transport.resume_reading()
@@ -203,6 +207,18 @@ class ClientSession(asyncio.Protocol):
         self.proceed()
 
     # --- the end
+
+    def _leave(self, server: "ServerSession") -> None:
+        """The client has said good-bye; what it has asked for before is still answered."""
+        if server.exchange.quiet:
+            self._quit()
+        else:
+            self.leaving = True
+            server.hold |= PARTING
+
+    def depart(self) -> None:
+        """See server.Borrower.depart."""
+        self._quit()
 
     def _quit(self) -> None:
         self._finish(CLIENT_QUIT)
@@ -246,7 +262,7 @@ class ClientSession(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has closed the connection, or it broke."""
-        self._finish(CLIENT_GONE)
+        self._finish(CLIENT_QUIT if self.leaving else CLIENT_GONE)
 
     def _finish(self, ending: Ending) -> None:
         if self.ended:

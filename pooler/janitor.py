@@ -15,7 +15,7 @@ from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
-from pooler.server import ServerSession
+from pooler.server import PARTING, ServerSession
 from pooler.sockets import has_hung_up
 from protocol.kinds import IDLE
 
@@ -159,6 +159,9 @@ class Janitor:
         exchange = server.exchange
         server.since = server.since or now
         quiet = exchange.quiet
+        if quiet and server.hold & PARTING and server.client is not None:
+            server.client.depart()  # it has left a transaction open, so nothing else tells when it has its answers
+            return
         if exchange.queries != server.seen_queries or quiet != server.seen_quiet:
             server.seen_queries, server.seen_quiet, server.seen_at = exchange.queries, quiet, now
         if quiet and exchange.status == IDLE:

@@ -26,6 +26,7 @@ CHOKED: Final = 8  # its client reads too slowly, so it is not read from
 STUFFED: Final = 16  # it reads too slowly itself, so its client is not read from
 RESET: Final = 32  # server_reset_query_always
 CHECK: Final = 64  # server_check_delay = 0: checked each time
+PARTING: Final = 128  # its client has said good-bye, and goes when it has its answers
 
 _ANY_SIZE: Final = 1 << 32
 _COPY_FAIL: Final = message(b"f", b"the client has gone\0")
@@ -59,6 +60,9 @@ class Borrower(Protocol):
 
     def server_lost(self, reason: Reason, *, told: bool) -> None:
         """The link is cut because the server is gone; `told` if it has said so itself, or nothing can be said."""
+
+    def depart(self) -> None:
+        """The client, which has said good-bye, has all its answers."""
 
     def proceed(self) -> None:
         """What kept the client's requests from the linked server is over."""
@@ -172,6 +176,9 @@ class ServerSession(asyncio.Protocol):
     def _free_on_hold(self, client: Borrower) -> None:
         """Take it back from a client whose transaction is over, where that is not all there is to do."""
         self.pool.transactions += 1
+        if self.hold & PARTING:
+            client.depart()
+            return
         if self.hold & SESSION:
             self.since = 0.0
             return
@@ -206,6 +213,7 @@ class ServerSession(asyncio.Protocol):
         `politely` if the client said good-bye, so that what it has sent may still be worth finishing.
         """
         self.client = None
+        self.hold &= ~PARTING
         if self.hold & CHOKED:
             self.unchoke()
         if not politely and not self.exchange.quiet:

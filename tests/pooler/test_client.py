@@ -290,10 +290,11 @@ def test_postgres_own_words_at_the_end_are_enough() -> None:
     assert sent(wire(client)) == words
 
 
-def test_a_polite_client_has_its_last_query_finished() -> None:
+def test_a_polite_client_that_does_not_wait_has_its_last_query_finished() -> None:
     house = House()
     server, client = house.server(), house.client()
     wire(client).receive(query() + TERMINATE)
+    wire(client).lose()
     assert sent(wire(server)) == query()
     assert house.endings[client].reason is Reason.CLIENT_QUIT
     assert house.cancels == []
@@ -335,3 +336,27 @@ def test_data_of_a_failed_copy_in_is_swallowed() -> None:
     wire(server).receive(message("E", b"\0") + READY)
     wire(client).receive(message("d", b"2\n") + message("c"))
     assert house.census() == {"idle": 1, "linked": 0, "busy": 0, "waiting": 0}
+
+
+def test_a_good_bye_right_behind_a_query_lets_the_answer_arrive() -> None:
+    house = House()
+    server, client = house.server(), house.client()
+    wire(client).receive(query() + TERMINATE)
+    assert not wire(client).closing
+    wire(server).receive(DONE)
+    assert sent(wire(client)) == DONE
+    assert wire(client).closing
+    assert house.endings[client].reason is Reason.CLIENT_QUIT
+    assert house.census() == {"idle": 1, "linked": 0, "busy": 0, "waiting": 0}
+    assert house.cancels == []
+    assert server.client is None
+
+
+def test_what_follows_a_good_bye_is_not_sent_on() -> None:
+    house = House()
+    server, client = house.server(), house.client()
+    wire(client).receive(query() + TERMINATE)
+    sent(wire(server))
+    wire(client).receive(query("drop table t"))
+    wire(server).receive(DONE)
+    assert sent(wire(server)) == b""

@@ -14,6 +14,7 @@ from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
+from protocol.messages import TERMINATE
 from tests.pooler.house import DONE, IN_TRANSACTION, House, query, sent, wire
 from tests.protocol.model import message
 from tests.support.transport import MockTransport
@@ -203,6 +204,7 @@ def test_what_a_vanished_client_left_is_cancelled_and_then_closed() -> None:
     watch = Watch()
     server, client = watch.house.server(), watch.client()
     wire(client).receive(query() + message("X"))
+    wire(client).lose()
     watch.walk(CLEANING_S - ROUND_S)
     assert not watch.cancelled
     watch.walk(2 * ROUND_S)
@@ -281,3 +283,16 @@ def test_who_does_not_read_the_last_word_is_closed_in_the_end() -> None:
 def test_settings_do_not_show_the_password() -> None:
     settings = Settings(upstream="postgresql://alice:hush@localhost/shop", users={"bob": SecretStr("hush")})
     assert "hush" not in repr(settings)
+
+
+def test_who_says_good_bye_in_a_transaction_goes_when_the_answer_is_there() -> None:
+    watch = Watch()
+    house = watch.house
+    server, client = house.server(), watch.client()
+    wire(client).receive(query("begin") + TERMINATE)
+    watch.walk(1)
+    assert client not in house.endings, "it still waits for its answer"
+    wire(server).receive(message("C", b"BEGIN\0") + IN_TRANSACTION)
+    watch.walk(1)
+    assert house.endings[client].reason is Reason.CLIENT_QUIT
+    assert sent(wire(server)) == query("begin") + query("ROLLBACK")

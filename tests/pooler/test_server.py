@@ -144,6 +144,7 @@ def test_a_polite_clients_transaction_is_rolled_back_without_a_cancel() -> None:
     house = House()
     server, client = linked(house, query("begin"))
     wire(client).receive(TERMINATE)
+    wire(client).lose()
     assert house.cancels == []
     wire(server).receive(BEGIN)
     assert sent(wire(server)) == query("ROLLBACK")
