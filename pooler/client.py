@@ -152,9 +152,7 @@ class ClientSession(asyncio.Protocol):
 
     def _wait(self, data: bytes) -> None:
         """There is no free server: join the queue, unless this is half a request, that would be in the way there."""
-        self.pending = data
-        if len(data) > PENDING_LIMIT:
-            self.transport.pause_reading()
+        self._keep(data)
         if has_request(data):
             self.waiting = True
             self.pool.wait(self, self._duties.now())

@@ -7,7 +7,6 @@ succeed is told to the clients at once, in Postgres's words.
 import asyncio
 import random
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -32,11 +31,10 @@ ServerPool = Pool[ServerSession]
 class Upstream:
     """What is known of the Postgres behind: when it last let us in, and what it last said if it did not."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self.answered_at: float | None = None
         self.failing_since: float | None = None
         self.failure = ""
-        self.started_at = now
 
     def answered(self, now: float) -> None:
         """A login succeeded, or was refused by a Postgres that works."""
@@ -73,7 +71,7 @@ class Pools:
         self._user_caps: dict[str, Cap[ServerSession]] = {}
         self._salted = SaltedPasswords()
         self._attempts: set[asyncio.Task[None]] = set()
-        self.upstream = Upstream(time.monotonic())
+        self.upstream = Upstream()
         self.closed = False
 
     def __iter__(self) -> Iterator[ServerPool]:
@@ -148,15 +146,18 @@ class Pools:
     def _opened(self, pool: ServerPool, login: Login) -> None:
         upstream = self._settings.upstream
         now = self._duties.now()
+        try:
+            self._prepare(login.transport)
+        except OSError as error:
+            login.transport.abort()
+            self._failed(pool, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
+            return
         server = ServerSession(
             self._next_id(), pool, login.transport, login.key, (upstream.host, upstream.port), self._duties
         )
         if not self._settings.server_lifetime:
             server.retire_after_use(Reason.SERVER_LIFETIME)
         login.transport.set_protocol(server)
-        sock: socket.socket | None = login.transport.get_extra_info("socket")
-        if sock is not None and not upstream.host.startswith("/"):
-            keep_alive(sock, self._settings)
         self.upstream.answered(now)
         self._tally.servers_opened += 1
         if self._settings.log_connections:
@@ -172,9 +173,14 @@ class Pools:
             )
         pool.failures = 0
         pool.opened(server, login.welcome, now)
-        if login.transport.is_closing():
-            # The connection broke while the session was being made, and nobody was told.
-            server.connection_lost(None)
+
+    def _prepare(self, transport: asyncio.Transport) -> None:
+        """Set the socket's options. Raises OSError if the connection has broken right after the login."""
+        if transport.is_closing():
+            raise ConnectionError("the server closed the connection right after the login")
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None and not self._settings.upstream.host.startswith("/"):
+            keep_alive(sock, self._settings)
 
     def _failed(self, pool: ServerPool, failure: ConnectFailedError) -> None:
         now = self._duties.now()

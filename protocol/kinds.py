@@ -51,7 +51,6 @@ NEGOTIATE_PROTOCOL_VERSION: Final = ord("v")
 # Transaction states, as ReadyForQuery reports them.
 IDLE: Final = ord("I")
 IN_TRANSACTION: Final = ord("T")
-FAILED_TRANSACTION: Final = ord("E")
 
 # Authentication requests (the int32 after the header of an Authentication message).
 AUTH_OK: Final = 0

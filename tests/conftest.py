@@ -105,3 +105,10 @@ def backends(admin: psycopg.Connection) -> CountBackends:
         return int(row[0])
 
     return count
+
+
+@pytest.fixture
+def table(postgres: EmbeddedPostgres) -> Iterator[str]:
+    postgres.psql("CREATE TABLE kept (value text)")
+    yield "kept"
+    postgres.psql("DROP TABLE kept")

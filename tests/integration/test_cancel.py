@@ -2,7 +2,7 @@
 
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -34,13 +34,6 @@ LONG = "SELECT pg_sleep(600)"
 @pytest.fixture
 def pooler(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
     return pgfunnel(postgres.url(), default_pool_size=1)
-
-
-@pytest.fixture
-def table(postgres: EmbeddedPostgres) -> Iterator[str]:
-    postgres.psql("CREATE TABLE kept (value text)")
-    yield "kept"
-    postgres.psql("DROP TABLE kept")
 
 
 def cancel(pooler: Pgfunnel, wire: Wire) -> None:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import psycopg
@@ -21,13 +21,6 @@ ALL = [*POLITE, signal.SIGQUIT]
 @pytest.fixture
 def pooler(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
     return pgfunnel(postgres.url(), default_pool_size=1)
-
-
-@pytest.fixture
-def table(postgres: EmbeddedPostgres) -> Iterator[str]:
-    postgres.psql("CREATE TABLE kept (value text)")
-    yield "kept"
-    postgres.psql("DROP TABLE kept")
 
 
 def sent_away(wire: Wire) -> bool:
