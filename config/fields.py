@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, DirectoryPath, Field, Inst
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
+from config import session_state
 from config.upstream import Upstream
 
 
@@ -90,7 +91,7 @@ def _upstream(value: object) -> object:
     return Upstream.parse(value) if isinstance(value, str) else value
 
 
-def _users(value: object) -> object:
+def _table(value: object) -> object:
     if isinstance(value, str):
         try:
             value = json.loads(value or "{}")
@@ -99,8 +100,29 @@ def _users(value: object) -> object:
             message = f"is not JSON: {error.msg} at character {error.pos + 1}"
             raise ValueError(message) from None
     if isinstance(value, Mapping) and "" in value:
-        raise ValueError("has an empty user name")
+        raise ValueError("has an empty name")
     return value
+
+
+def _session_state(value: object) -> session_state.StatePolicies:
+    if not isinstance(value, str):
+        raise PydanticKnownError("string_type")
+    return {**session_state.DEFAULTS, **session_state.parse(value)}
+
+
+def _session_state_by_name(value: object) -> Mapping[str, session_state.StatePolicies]:
+    table = _table(value)
+    if not isinstance(table, Mapping):
+        raise PydanticKnownError("dict_type")
+    policies: dict[str, session_state.StatePolicies] = {}
+    for name, text in table.items():
+        if not isinstance(text, str):
+            raise PydanticKnownError("string_type")
+        try:
+            policies[name] = session_state.parse(text)
+        except ValueError as error:
+            raise ValueError(f"for {name!r} {error}") from None
+    return policies
 
 
 _Number = BeforeValidator(_not_a_boolean)
@@ -127,6 +149,13 @@ PacketSize = Annotated[
     _Number,
     Takes("BYTES", "a whole number of bytes from 1024 to 2147483647"),
 ]
+MemorySize = Annotated[
+    int,
+    Field(ge=65536, le=2**63 - 1),
+    _Number,
+    Takes("BYTES", "a whole number of bytes, 65536 or more"),
+]
+Share = Annotated[_Times, Field(le=1), Takes("SHARE", "a share from 0 to 1", "{:g}".format)]
 Boolean = Annotated[bool, Takes("0|1", "0 or 1 (or false/true, no/yes, off/on)", "{:d}".format)]
 Text = Annotated[str, AfterValidator(_without_zero_byte), Takes("TEXT", "text")]
 Address = Annotated[str | None, BeforeValidator(_address_or_none), Takes("ADDRESS", "an address or a host name")]
@@ -151,6 +180,16 @@ UpstreamUrl = Annotated[
 ]
 Users = Annotated[
     Mapping[str, SecretStr],
-    BeforeValidator(_users),
+    BeforeValidator(_table),
     Takes("JSON", "a TOML table, or a JSON object, of user names and passwords"),
+]
+SessionState = Annotated[
+    session_state.StatePolicies,
+    BeforeValidator(_session_state),
+    Takes("CLASS=POLICY,...", "a comma-separated list of class=policy", session_state.write),
+]
+SessionStateByName = Annotated[
+    Mapping[str, session_state.StatePolicies],
+    BeforeValidator(_session_state_by_name),
+    Takes("JSON", "a TOML table, or a JSON object, of names and their session_state"),
 ]

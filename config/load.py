@@ -19,7 +19,7 @@ from config.errors import ConfigurationError
 from config.fields import takes
 from config.reference import help_text
 from config.settings import Settings
-from config.sources import CONFIG, PREFIX, Given, Reading, Source, read_environment, read_toml
+from config.sources import CONFIG, PREFIX, TABLES, Given, Reading, Source, read_environment, read_toml
 from config.upstream import mask
 
 _LONGEST_SHOWN = 100
@@ -97,7 +97,7 @@ def _explain(details: ErrorDetails, given: Mapping[str, Given]) -> str:
 
 def _show(name: str, value: object) -> str:
     """Return a value for a message, or as much of it as can't be secret."""
-    if name == "users" or not isinstance(value, (str, int, float)):
+    if name in TABLES or not isinstance(value, (str, int, float)):
         return "its value"
     if isinstance(value, str):
         text = mask(value) if name == "upstream" or "://" in value or "@" in value else value

@@ -17,16 +17,21 @@ from config.fields import (
     File,
     KeepaliveCount,
     KeepaliveSeconds,
+    MemorySize,
     Milliseconds,
     PacketSize,
     Port,
     PositiveCount,
     Seconds,
+    SessionState,
+    SessionStateByName,
+    Share,
     SocketMode,
     Text,
     UpstreamUrl,
     Users,
 )
+from config.session_state import DEFAULTS
 
 PoolMode = Literal["session", "transaction", "statement"]
 AuthType = Literal["trust", "plain", "md5", "scram-sha-256"]
@@ -128,6 +133,50 @@ class Pools(BaseModel):
         if limit and minimum > limit:
             raise ValueError(f"leaves no room for min_pool_size {minimum}")
         return limit
+
+
+class Sessions(BaseModel):
+    """What happens to what a client leaves behind in a session. In session mode, where nothing is lost, nothing."""
+
+    session_state: SessionState = Field(
+        default_factory=lambda: dict(DEFAULTS),
+        description="What happens to each class of session state. track: it follows its client to other server "
+        "connections (setting, identity, prepared). pin: the client keeps its server connection until Postgres says "
+        "that nothing is left. reject: the statement is refused before it runs. ignore: it stays with the server "
+        "connection, as in PgBouncer. Classes that are not named keep their default.",
+    )
+    session_state_database: SessionStateByName = Field(
+        default_factory=dict,
+        description="session_state for databases by name, where it differs: the table [session_state_database] of "
+        "the TOML file, elsewhere a JSON object.",
+    )
+    session_state_user: SessionStateByName = Field(
+        default_factory=dict,
+        description="session_state for users by name, in the same form. A class named here goes before the database's.",
+    )
+    max_prepared_statements: Count = Field(
+        default=200,
+        description="Prepared statements of the protocol that a server connection keeps for its clients; the least "
+        "recently used one gives way. 0 passes them through, unchanged and unshared.",
+    )
+    max_statement_memory: MemorySize = Field(
+        default=64 * 1024 * 1024,
+        description="Bytes for the texts of prepared statements, kept once for all clients.",
+    )
+    max_pinned: Count = Field(
+        default=0,
+        description="Server connections of a pool that may be pinned; 0 for half of the pool's size, at least 1. "
+        "What would pin another one is refused.",
+    )
+    pinned_idle_timeout: Seconds = Field(
+        default=0.0,
+        description="How long a pinned client may be idle outside a transaction before it is disconnected; 0 for ever.",
+    )
+    pin_audit: Share = Field(
+        default=0.0,
+        description="Share of transactions after which Postgres is asked what is left in the session, although no "
+        "statement's text gave a reason. It finds state hidden in functions and triggers; 1 asks every time.",
+    )
 
 
 class Authentication(BaseModel):
@@ -262,10 +311,10 @@ class Logging(BaseModel):
     log_level: LogLevel = Field(default="info", description="The least severe events to log.")
 
 
-GROUPS: tuple[type[BaseModel], ...] = (Process, Pools, Authentication, Timeouts, Network, Metrics, Logging)
+GROUPS: tuple[type[BaseModel], ...] = (Process, Pools, Sessions, Authentication, Timeouts, Network, Metrics, Logging)
 
 
-class Settings(Process, Pools, Authentication, Timeouts, Network, Metrics, Logging, BaseSettings):
+class Settings(Process, Pools, Sessions, Authentication, Timeouts, Network, Metrics, Logging, BaseSettings):
     """All settings, validated and frozen. One made by hand has its arguments and the defaults, nothing else."""
 
     model_config = SettingsConfigDict(

@@ -10,13 +10,17 @@ import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from config.fields import takes
 from config.files import read_text
 from config.settings import Settings
 
 PREFIX = str(Settings.model_config["env_prefix"])
 # The TOML file itself: an option and a variable, but no setting, as the file can't name another file.
 CONFIG = "config"
+TABLES: Final = tuple(name for name, field in Settings.model_fields.items() if takes(field).metavar == "JSON")
+"""The settings that are tables of the TOML file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 
 def read_toml(path: Path, source: Source) -> Reading:
-    """Read a TOML file of settings at its top level, and the table [users]. `source` is what named the file."""
+    """Read a TOML file of settings at its top level, and its tables. `source` is what named the file."""
     reading = Reading()
     document: dict[str, object] = {}
     try:
@@ -91,7 +95,8 @@ def read_toml(path: Path, source: Source) -> Reading:
         if key in Settings.model_fields:
             reading.given[key] = Given(value, key_source)
         elif isinstance(value, dict):
-            reading.mistakes.append(f"{key}: settings stand in no table but [users] ({path})")
+            tables = ", ".join(f"[{table}]" for table in TABLES)
+            reading.mistakes.append(f"{key}: settings stand in no table but {tables} ({path})")
         else:
             reading.mistakes.append(unknown(key_source, Settings.model_fields))
     return reading

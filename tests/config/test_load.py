@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from config.errors import ConfigurationError
+from config.fields import default_text
 from config.load import Loaded, load
+from config.session_state import CLASSES
 from config.settings import AuthType, PoolMode, Settings
 from config.sources import Source
 
@@ -116,6 +118,28 @@ def test_an_empty_variable_unsets_what_may_be_unset() -> None:
 def test_only_a_unix_socket_may_be_listened_on(tmp_path: Path) -> None:
     settings = loaded("--listen-addr", "", "--unix-socket-dir", str(tmp_path)).settings
     assert (settings.listen_addr, settings.unix_socket_dir) == ((), tmp_path)
+
+
+def test_session_state_changes_the_classes_it_names_and_leaves_the_others_alone() -> None:
+    given = loaded("--session-state", " listen=reject,sequence = pin ").settings.session_state
+    assert given == {**loaded().settings.session_state, "listen": "reject", "sequence": "pin"}
+    assert loaded(SESSION_STATE="").settings.session_state == loaded().settings.session_state
+    written = default_text(Settings.model_fields["session_state"])
+    assert loaded(SESSION_STATE=written).settings.session_state == loaded().settings.session_state
+
+
+def test_settings_and_identity_follow_their_client_and_what_cannot_pins_unless_told_otherwise() -> None:
+    policies = loaded().settings.session_state
+    assert {name for name, policy in policies.items() if policy == "track"} == {"setting", "identity"}
+    assert {name for name, policy in policies.items() if policy == "ignore"} == {"sequence", "unknown"}
+    assert {name for name, policy in policies.items() if policy == "reject"} == set()
+
+
+def test_session_state_may_differ_by_database_and_by_user(toml: Path) -> None:
+    toml.write_text('[session_state_database]\norders = "listen=reject, cursor=ignore"\n')
+    settings = loaded("--config", str(toml), SESSION_STATE_USER='{"app": "listen=pin"}').settings
+    assert settings.session_state_database == {"orders": {"listen": "reject", "cursor": "ignore"}}
+    assert settings.session_state_user == {"app": {"listen": "pin"}}
 
 
 # Who may log in
@@ -245,12 +269,45 @@ def test_variables_that_kubernetes_sets_for_services_named_after_us_are_passed_o
         ("log_level", "verbose", "'verbose' is not one of debug, info, warning, error"),
         ("users", "alice:secret", "its value is not JSON: Expecting value at character 1"),
         ("users", '["alice"]', "its value is not a TOML table, or a JSON object, of user names and passwords"),
-        ("users", '{"": "secret"}', "its value has an empty user name"),
+        ("users", '{"": "secret"}', "its value has an empty name"),
         ("users", '{"alice": 17}', "the password of alice is not text"),
         ("upstream", "", "'' does not begin with postgresql://"),
         ("upstream", "db:5432", "'***' does not begin with postgresql://"),
         ("pool_mode", UPSTREAM, "'postgresql://app:***@db/orders' is not one of session, transaction, statement"),
         ("pool_mode", "x" * 5000, f"'{'x' * 100}...' is not one of session, transaction, statement"),
+        ("pin_audit", "1.5", "'1.5' is not a share from 0 to 1"),
+        ("pin_audit", "nan", "'nan' is not a share from 0 to 1"),
+        ("max_statement_memory", "1000", "'1000' is not a whole number of bytes, 65536 or more"),
+        ("session_state", "listen", "'listen' has 'listen' where class=policy should be"),
+        ("session_state", "listen=pin,", "'listen=pin,' has '' where class=policy should be"),
+        ("session_state", "cursor=pin, cursor=pin", "'cursor=pin, cursor=pin' names cursor twice"),
+        (
+            "session_state",
+            "locks=pin",
+            f"'locks=pin' names 'locks', which is no class of session state (one of {', '.join(CLASSES)})",
+        ),
+        (
+            "session_state",
+            "setting=keep",
+            "'setting=keep' gives setting the policy 'keep', which is not one of track, pin, reject, ignore",
+        ),
+        (
+            "session_state",
+            "listen=track",
+            "'listen=track' gives listen the policy 'track', which is not one of pin, reject, ignore",
+        ),
+        (
+            "session_state_user",
+            '{"app": "listen=track"}',
+            "its value for 'app' gives listen the policy 'track', which is not one of pin, reject, ignore",
+        ),
+        ("session_state_database", "listen=pin", "its value is not JSON: Expecting value at character 1"),
+        (
+            "session_state_database",
+            '{"orders": 1}',
+            "its value is not a TOML table, or a JSON object, of names and their session_state",
+        ),
+        ("session_state_database", '{"": "listen=pin"}', "its value has an empty name"),
         ("log_format", "js\non", r"'js\non' is not one of text, json"),
     ],
 )
@@ -279,9 +336,22 @@ def test_an_impossible_value_is_refused_by_name_value_and_source(name: str, text
         ("auth_file = false", "auth_file: false is not the path of a file"),
         ("metrics_addr = false", "metrics_addr: false is not an address or a host name"),
         ("auth_file = 5", "auth_file: 5 is not the path of a file"),
+        ("pin_audit = true", "pin_audit: true is not a share from 0 to 1"),
+        ("session_state = 5", "session_state: 5 is not a comma-separated list of class=policy"),
+        (
+            "session_state_user = 5",
+            "session_state_user: its value is not a TOML table, or a JSON object, of names and their session_state",
+        ),
+        (
+            "[session_state_database]\norders = 'listen'",
+            "session_state_database: its value for 'orders' has 'listen' where class=policy should be",
+        ),
         ("users = 5", "users: its value is not a TOML table, or a JSON object, of user names and passwords"),
         ("users = { alice = 5 }", "users: the password of alice is not text"),
-        ("[pools]\npool_mode = 'session'", "pools: settings stand in no table but [users]"),
+        (
+            "[pools]\npool_mode = 'session'",
+            "pools: settings stand in no table but [users], [session_state_database], [session_state_user]",
+        ),
         ("config = 'x'", "config: there is no such setting"),
     ],
 )
