@@ -1,0 +1,59 @@
+"""What is done about each class of session state, for one user at one database.
+
+Which state there is, protocol.sql says; doing something about it is the sessions' affair.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self, final
+
+from config.session_state import StatePolicies
+from config.settings import Settings
+from protocol.sql import State
+
+
+class Action(StrEnum):
+    """What is done about state that a statement leaves in the session."""
+
+    TRACK = "track"  # it follows its client to other server connections
+    PIN = "pin"  # its client keeps the server connection
+    REJECT = "reject"  # the statement is refused before it runs
+    IGNORE = "ignore"  # it stays behind, for whoever gets the server connection next
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All classes of session state, by what is done about them: each is in exactly one of these sets."""
+
+    tracked: State
+    pinned: State
+    rejected: State
+    ignored: State
+
+    @classmethod
+    def of(cls, policies: StatePolicies) -> Self:
+        """Make a policy of the words of a setting that name every class."""
+        classes = dict.fromkeys(Action, State(0))
+        for name, policy in policies.items():
+            classes[Action(policy)] |= State[name.upper()]
+        return cls(classes[Action.TRACK], classes[Action.PIN], classes[Action.REJECT], classes[Action.IGNORE])
+
+    def action(self, state: State) -> Action:
+        """Return what is done about one class."""
+        if state in self.rejected:
+            return Action.REJECT
+        if state in self.pinned:
+            return Action.PIN
+        return Action.TRACK if state in self.tracked else Action.IGNORE
+
+
+def policy_for(settings: Settings, user: str, database: str) -> Policy:
+    """Return the policy of a pool. The user's goes before the database's, and that before the one for all."""
+    return Policy.of(
+        {
+            **settings.session_state,
+            **settings.session_state_database.get(database, {}),
+            **settings.session_state_user.get(user, {}),
+        }
+    )
