@@ -3,12 +3,10 @@
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
 
 import asyncpg
 import pg8000.dbapi
@@ -19,9 +17,8 @@ import psycopg2.extras
 import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
+from tests.integration.conftest import NODE
 from tests.support.pgfunnel import Pgfunnel
-
-NODE: Final = Path(__file__).with_name("node")
 
 
 @pytest.fixture(scope="module")
@@ -174,16 +171,6 @@ def test_pg8000_native(pooler: Pgfunnel) -> None:
     connection = pg8000.native.Connection("postgres", host=pooler.host, port=pooler.port, database="postgres")
     assert connection.run("SELECT :i::int + 1", i=41) == [[42]]
     connection.close()
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> None:
-    """Install node-postgres, as package.json pins it, unless it is there."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    if not (NODE / "node_modules" / "pg").exists():
-        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(install, cwd=NODE, check=True, timeout=100)
 
 
 @pytest.mark.usefixtures("node_modules")

@@ -1,0 +1,82 @@
+"""Eight people and the doors that they come in by: straight at Postgres, or through pgfunnel in transaction mode."""
+
+import fcntl
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+
+from pooler.demo.postgres import EmbeddedPostgres
+from tests.integration.people import DATABASE, ENTRANCE, Order, Play, PlayAsync, play, play_async
+from tests.support.pgfunnel import Pgfunnel
+
+Door = EmbeddedPostgres | Pgfunnel
+NODE: Final = Path(__file__).with_name("node")
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> None:
+    """Install node-postgres, as package.json pins it, unless it is there."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    with (NODE / "package.json").open() as only_one:  # of the test processes at a time
+        fcntl.flock(only_one, fcntl.LOCK_EX)
+        if not (NODE / "node_modules" / "pg").exists():
+            install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
+            subprocess.run(install, cwd=NODE, check=True, timeout=100)
+
+
+@pytest.fixture(scope="module")
+def people_postgres(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    postgres.psql(f"CREATE DATABASE {DATABASE}")
+    for statements in ENTRANCE:
+        postgres.psql(statements, DATABASE)
+    yield postgres
+    postgres.psql(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module", params=[0], ids=["direct"])
+def door(people_postgres: EmbeddedPostgres, request: pytest.FixtureRequest) -> Iterator[Door]:
+    """Straight at Postgres first: what is expected is no more than what Postgres does."""
+    if request.param == 0:
+        yield people_postgres
+        return
+    with Pgfunnel(people_postgres.url(), default_pool_size=request.param) as pgfunnel:
+        yield pgfunnel
+
+
+@pytest.fixture
+def stranger(door: Door, people_postgres: EmbeddedPostgres) -> Iterator[None]:
+    """After the test, a client that has set nothing finds nothing of what others have set."""
+
+    def session(url: str) -> dict[str, str]:
+        with psycopg.connect(url, autocommit=True) as connection:
+            settings = (
+                "SELECT name, setting FROM pg_settings UNION ALL SELECT 'tenant', current_setting('app.tenant', true)"
+            )
+            role = "SELECT 'role and user', current_setting('role') || ' ' || current_user"
+            return {name: value or "" for name, value in connection.execute(f"{settings} UNION ALL {role}")}
+
+    yield
+    assert session(door.url(DATABASE)) == session(people_postgres.url(DATABASE))
+
+
+@pytest.fixture(params=["in turns", "at once"])
+def order(request: pytest.FixtureRequest) -> Order:
+    given: Order = request.param
+    return given
+
+
+@pytest.fixture
+def everybody(order: Order, stranger: None) -> Play:
+    return partial(play, order)
+
+
+@pytest.fixture
+def everybody_async(order: Order, stranger: None) -> PlayAsync:
+    return partial(play_async, order)
