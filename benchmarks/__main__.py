@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine, measures, profile, report, run
+from benchmarks.measure import Measure
 from benchmarks.results import Results
 from benchmarks.servers import PgBouncer
 from benchmarks.workload import Workload, prepared_postgres
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def _measure(chosen: Sequence[measures.Measure], workload: Workload, rounds: int) -> Results:
+def _measure(chosen: Sequence[Measure], workload: Workload, rounds: int) -> Results:
     results = Results(
         date=dt.datetime.now(dt.UTC).date().isoformat(),
         machine=machine.machine(),
@@ -62,7 +63,7 @@ def _measure(chosen: Sequence[measures.Measure], workload: Workload, rounds: int
     return results
 
 
-def _write(results: Results, chosen: Sequence[measures.Measure]) -> None:
+def _write(results: Results, chosen: Sequence[Measure]) -> None:
     path = RESULTS / f"{results.date}-{machine.label(results.machine)}.json"
     results.save(path)
     DOCUMENT.write_text(report.replaced(DOCUMENT.read_text(), report.section(results, chosen)))

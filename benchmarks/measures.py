@@ -1,61 +1,19 @@
-"""What is measured, one small class per load, with the bounds that pgfunnel must keep.
-
-A measure loads one pooler once and returns the figures of that sample; repeating, alternating and
-judging are not its business.
-"""
+"""What is measured beside PgBouncer, one small class per load, with the bounds that pgfunnel must keep."""
 
 import asyncio
 import random
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
-from benchmarks import clients, pgbench, servers
+from benchmarks import clients, pgbench, servers, state
 from benchmarks.figures import Against, Bound, Figure
+from benchmarks.measure import CpuMeter, Measure
 from benchmarks.servers import Pooler
 from benchmarks.workload import DATABASE, USER, Workload
 from tests.support.torture import torture
 
 _CPU_ROUNDS = 5  # CPU varies little from round to round; speed, on shared cores, needs more
-
-
-class CpuMeter:
-    """CPU that a process used: everything so far at first, what a `with` block cost afterwards."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._ticks = servers.system_share(pid)
-        self._began = servers.cpu_seconds(pid)
-
-    def per(self, count: int) -> dict[str, float]:
-        """Microseconds per transaction, connection or whatever was counted since the meter was made."""
-        total = (servers.cpu_seconds(self._pid) - self._began) * 1e6 / count
-        user, system = (now - then for now, then in zip(servers.system_share(self._pid), self._ticks, strict=True))
-        return {"cpu_us": total, "user_us": total * user / max(1, user + system)}
-
-
-class Measure(ABC):
-    """One load on one pooler."""
-
-    name: str
-    figures: tuple[Figure, ...]
-    pool_size = 20
-    auth_type = "trust"
-    plain_passwords = False
-    """Poolers know the password itself, not only the secret that Postgres stores."""
-    operation = "transaction"
-    """What `cpu_us` and `user_us` are the cost of."""
-    most_rounds: int | None = None
-    """Set where more rounds would prove nothing."""
-    beside_others = True
-
-    @abstractmethod
-    def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
-        """Load the pooler once. Keys are figures' names; others are kept in the results for the curious."""
-
-    def expected_seconds(self, workload: Workload) -> float:
-        """Guess how long one sample takes."""
-        return workload.seconds + 0.1
+_FEW_ROUNDS = 3  # for what hardly varies at all, or is not judged
 
 
 class SelectCpu(Measure):
@@ -122,7 +80,7 @@ class Reconnect(Measure):
         if tps:
             self.figures = (Figure("tps", f"{who}: connections per second", "/s", tps), *self.figures)
         else:
-            self.most_rounds = _CPU_ROUNDS
+            self.most_rounds = _CPU_ROUNDS if cpu else _FEW_ROUNDS
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
         target = workload.through(pooler.port)
@@ -149,7 +107,7 @@ class ReconnectPlain(ReconnectScram):
 
 class IdleClients(Measure):
     name = "idle"
-    most_rounds = 3
+    most_rounds = _FEW_ROUNDS
     figures = (Figure("kb", "9,000 idle clients: resident memory each", "KB", Bound("<=", 2.5, Against.NOTHING)),)
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
@@ -170,7 +128,7 @@ class IdleClients(Measure):
 
 class CopyOut(Measure):
     operation = "1,000 rows"
-    most_rounds = _CPU_ROUNDS
+    most_rounds = _FEW_ROUNDS
 
     def __init__(self, name: str, rows: int, line: str, what: str, bound: Bound | None) -> None:
         """`line` is the SQL expression of a row's text, without its newline."""
@@ -239,6 +197,9 @@ def all_measures() -> Iterator[Measure]:
     """Every measure, in the table's order."""
     yield SelectCpu("simple")
     yield SelectCpu("extended")
+    yield state.Prepared()
+    yield state.SetsAtStart("sets-alike", 20, differs=False, bound=Bound("<=", 1.05, Against.NOTHING))
+    yield state.SetsAtStart("sets-apart", 4, differs=True, bound=None)
     yield SelectCrowded()
     yield SelectAlone()
     yield ManyClients()

@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,7 @@ def select_only(
     percentiles: bool = False,
 ) -> PgbenchReport:
     """Run `pgbench -S`: one indexed SELECT per transaction, as many as the clients can do in the time."""
-    arguments = ["-n", "-S", "-M", protocol, "-c", str(clients), "-j", str(min(clients, 2))]
-    arguments += ["-T", str(max(1, round(seconds)))]
+    arguments = ["-S", "-M", protocol, *_load(clients, seconds)]
     if reconnect:
         arguments.append("-C")
     if not percentiles:
@@ -66,6 +65,26 @@ def select_only(
         output = _call(target, [*arguments, "-l", f"--log-prefix={logs}/txn"])
         latencies = [latency for log in Path(logs).iterdir() for latency in parse_log(log.open())]
     return parse_report(output, p99_ms=percentile(latencies, 99) / 1000)
+
+
+def script(
+    target: Target, commands: str, clients: int, seconds: float, variables: Mapping[str, int] | None = None
+) -> PgbenchReport:
+    """Run a script of pgbench's over and over. Each client has its own `variables`, and keeps them from run to run."""
+    defined = [option for name, value in (variables or {}).items() for option in ("-D", f"{name}={value}")]
+    with tempfile.NamedTemporaryFile("w", prefix="pgfunnel-bench-", suffix=".sql") as file:
+        file.write(commands)
+        file.flush()
+        return parse_report(_call(target, ["-f", file.name, *defined, *_load(clients, seconds)]))
+
+
+def _load(clients: int, seconds: float) -> list[str]:
+    return ["-n", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(whole(seconds))]
+
+
+def whole(seconds: float) -> int:
+    """How long pgbench runs when asked to run so long: whole seconds, at least one."""
+    return max(1, round(seconds))
 
 
 def parse_report(output: str, p99_ms: float | None = None) -> PgbenchReport:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from benchmarks import run
-from benchmarks.measures import Measure
+from benchmarks.measure import Measure
 from benchmarks.servers import PgFunnel
 from benchmarks.workload import Workload
 

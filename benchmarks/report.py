@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from benchmarks.figures import Against, Bound
-from benchmarks.measures import Measure
+from benchmarks.measure import Measure
 from benchmarks.results import PGBOUNCER, POOLERS, Cpu, Results, Row, Spread, compare
 
 BEGIN = "<!-- benchmarks: begin, written by `make bench` -->"
@@ -53,7 +53,7 @@ def section(results: Results, measures: Sequence[Measure]) -> str:
         *results.versions.items(),
         *((k, f"{v:g}") for k, v in results.options.items()),
     ]
-    parts = [*_preface(results), table(results, measures), explanation(results, measures), _listed(facts)]
+    parts = [*_preface(results, measures), table(results, measures), explanation(results, measures), _listed(facts)]
     return "\n".join([BEGIN, "\n\n".join(part for part in parts if part), END])
 
 
@@ -66,8 +66,9 @@ def replaced(document: str, generated: str) -> str:
     return head + generated + tail
 
 
-def _preface(results: Results) -> Iterator[str]:
-    if not any(sample.pooler == PGBOUNCER for sample in results.samples):
+def _preface(results: Results, measures: Iterable[Measure]) -> Iterator[str]:
+    beside_others = {measure.name for measure in measures if measure.beside_others}
+    if beside_others and not any(sample.pooler == PGBOUNCER for sample in results.samples):
         yield "**PgBouncer is not installed here: no ratio could be judged.**"
 
 

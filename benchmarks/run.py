@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from benchmarks.measures import Measure
+from benchmarks.measure import Measure
 from benchmarks.results import Sample, turns
 from benchmarks.servers import BareLoop, PgBouncer, PgFunnel, Pooler
 from benchmarks.workload import DATABASE, PASSWORD, USER, Workload, users_of

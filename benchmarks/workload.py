@@ -14,6 +14,7 @@ DATABASE = "bench"
 USER = "bench"
 PASSWORD = "bench"
 _PGBENCH_SCALE = 10
+ACCOUNTS = 100_000 * _PGBENCH_SCALE
 
 
 @dataclass(frozen=True, slots=True)

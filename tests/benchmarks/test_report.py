@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from benchmarks.figures import Bound, Figure
-from benchmarks.measures import Measure
+from benchmarks.measure import Measure
 from benchmarks.report import BEGIN, END, explanation, replaced, section, table
 from benchmarks.results import Results, Sample
 from benchmarks.servers import Pooler
@@ -66,6 +66,11 @@ def test_where_no_row_is_missed_nothing_is_explained() -> None:
 def test_without_pgbouncer_the_section_says_so() -> None:
     assert "PgBouncer is not installed" in section(results_of(pgfunnel=1), [Speed()])
     assert "PgBouncer is not installed" not in section(results_of(pgfunnel=1, PgBouncer=1), [Speed()])
+
+
+def test_where_pgfunnel_is_measured_alone_nobody_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Speed, "beside_others", False)
+    assert "PgBouncer is not installed" not in section(results_of(pgfunnel=1), [Speed()])
 
 
 def test_the_section_says_machine_versions_and_date() -> None:

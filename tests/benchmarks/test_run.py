@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import __main__, measures, run
 from benchmarks.figures import Figure
-from benchmarks.measures import Measure
+from benchmarks.measure import Measure
 from benchmarks.servers import BareLoop, PgBouncer, PgFunnel, Pooler
 from benchmarks.workload import Workload
 from pooler.demo.postgres import EmbeddedPostgres
