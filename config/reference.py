@@ -23,6 +23,7 @@ def help_text() -> str:
 def _help_lines() -> Iterator[str]:
     yield "usage: pgfunnel --upstream postgresql://user:password@host:port/dbname [OPTION]"
     yield "       pgfunnel demo [--once]"
+    yield "       pgfunnel lint FILE..."
     yield ""
     yield from textwrap.wrap(
         "A connection pooler for PostgreSQL. Each setting may be given as an option, as the environment variable named "

@@ -1,4 +1,4 @@
-"""The command `pgfunnel`: reads the configuration, and runs the pooler or the demo."""
+"""The command `pgfunnel`: reads the configuration, and runs the pooler, the demo or lint."""
 
 import asyncio
 import os
@@ -20,6 +20,10 @@ def main() -> None:
         from pooler.demo import main as demo  # noqa: PLC0415 - needs an extra that a pooler does not
 
         sys.exit(demo(argv[1:]))
+    if argv[:1] == ["lint"]:
+        from pooler.lint import main as lint  # noqa: PLC0415 - a pooler has no use for it
+
+        sys.exit(lint(argv[1:]))
     try:
         loaded = load(argv, os.environ)
     except ConfigurationError as error:

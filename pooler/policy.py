@@ -57,3 +57,13 @@ def policy_for(settings: Settings, user: str, database: str) -> Policy:
             **settings.session_state_user.get(user, {}),
         }
     )
+
+
+def ignored_everywhere(settings: Settings) -> State:
+    """Return the classes of session state that are ignored in every pool."""
+    ignored = Policy.of(settings.session_state).ignored
+    for policies in (*settings.session_state_database.values(), *settings.session_state_user.values()):
+        for name, policy in policies.items():
+            if Action(policy) is not Action.IGNORE:
+                ignored &= ~State[name.upper()]
+    return ignored
