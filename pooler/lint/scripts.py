@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from protocol.lexer import DOUBT, TEXT_LIMIT, lex
+from protocol.lexer import DOUBT, lex
 
 LONGEST: Final = 64 * 1024 * 1024
 """Bytes of a statement."""
@@ -18,11 +18,6 @@ _CHUNK: Final = 16 * 1024
 _COMMAND_THAT_SENDS: Final = re.compile(rb"\\(?:g|gx|gset|gexec|gdesc|bind|crosstabview|watch)\b[\w\s]*$")
 _FROM_STDIN: Final = re.compile(rb"(?i)\bFROM\s+STDIN\b")
 _END_OF_DATA: Final = rb"\."
-# The tokens that can be longer than what the lexer takes at once.
-_LONG_TOKEN: Final = re.compile(
-    rb"""'[^']*+(?:''[^']*+)*+' | [eE]'[^'\\]*+(?:(?:\\.|'')[^'\\]*+)*+' | (\$[^\s$]*+\$).*?\1""",
-    flags=re.DOTALL | re.VERBOSE,
-)
 
 
 class ScriptError(Exception):
@@ -107,34 +102,25 @@ class _Script:
 
     def take(self) -> Iterator[Piece]:
         """Yield the statements that are at their end."""
-        size = _CHUNK
-        while True:
+        size, whole = _CHUNK, False
+        while not whole:
             begin = self._seen
             tokens, starts, whole = lex(bytes(self.text[begin : begin + size]))
             whole = whole and self.unseen <= size
-            sure = 0
-            if tokens[-1:] == [DOUBT]:
-                del tokens[-1]  # a quote or comment that has not ended yet
-                sure = starts[-1]
-            elif not whole:
-                del tokens[-3:]  # they may go on behind the cut
-            elif not tokens:
-                sure = self.unseen
-            for token, start in zip(tokens, starts, strict=False):
-                self._see(begin + start)
+            # A quote or comment may not have ended yet, and what stands at a cut may go on behind it.
+            sure = len(tokens) - (int(tokens[-1:] == [DOUBT]) if whole else 3)
+            for token, start in zip(tokens[: max(0, sure)], starts, strict=False):
                 if token == b";":
+                    self._see(begin + start)
                     yield from self._end_statement()
                 elif self._start is None:
+                    self._see(begin + start)
                     self._start, self.start_line = self._seen, self.line
-            self._see(max(self._seen, begin + sure))
-            if whole:
-                break
-            if self._seen > begin:
-                size = _CHUNK
-            elif size < TEXT_LIMIT:
-                size *= 2
-            elif not self._see_long_token():
-                break
+            if sure > 0:
+                self._see(begin + starts[sure - 1])
+            elif whole and not tokens:
+                self._see(len(self.text))
+            size = _CHUNK if self._seen > begin else 2 * size
         self._forget()
 
     def _see(self, to: int) -> None:
@@ -146,12 +132,6 @@ class _Script:
             yield Piece(bytes(self.text[self._start : self._seen]), self.start_line)
             self._start = None
 
-    def _see_long_token(self) -> bool:
-        token = _LONG_TOKEN.match(self.text, self._seen)
-        if token is not None:
-            self._see(token.end())
-        return token is not None
-
     def _forget(self) -> None:
         done = self._seen if self._start is None else self._start
         del self.text[:done]
@@ -159,4 +139,4 @@ class _Script:
         self._start = None if self._start is None else 0
         if len(self.text) > LONGEST:
             raise ScriptError(f"{self.start_line}: a statement of more than {LONGEST >> 20} MiB")
-        self.look_at = max(_CHUNK, 2 * self.unseen)
+        self.look_at = max(_CHUNK, min(2 * self.unseen, LONGEST))
