@@ -6,12 +6,15 @@ A program is what one of them does: a generator that yields outside transactions
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack, aclosing, closing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Final, Literal
 
 DATABASE: Final = "people"
+PATIENCE: Final = 30.0
+"""Seconds until nobody can be expected to finish any more."""
 SHIFTS: Final = {
     "UTC": 0,
     "Asia/Kolkata": 330,
@@ -99,56 +102,52 @@ ENTRANCE: Final = [
 
 
 def play(order: Order, program: Callable[[Person], Program]) -> None:
-    """Run the program for everybody: one step after the other by turns, or in a thread for each of them."""
-    with ExitStack() as stack:
-        programs = [stack.enter_context(closing(program(person))) for person in PEOPLE]
-        if order == "in turns":
-            take_turns(programs)
-            return
-        with ThreadPoolExecutor(len(programs)) as threads:
-            running = [threads.submit(finish, each) for each in programs]
-        for each in running:
-            each.result()
+    """Run the program for everybody: one step after the other by turns, or in a thread for each of them.
+
+    By turns it is a thread's work, too: a driver that waits for ever can't be interrupted, but left alone.
+    """
+    programs = [program(person) for person in PEOPLE]
+    groups = [programs] if order == "in turns" else [[each] for each in programs]
+    outcomes: SimpleQueue[BaseException | None] = SimpleQueue()
+    for group in groups:
+        Thread(target=_take_turns, args=(group, outcomes), daemon=True).start()
+    for _ in groups:
+        error = outcomes.get(timeout=PATIENCE)
+        if error is not None:
+            raise error
 
 
-def take_turns(programs: Sequence[Program]) -> None:
+def _take_turns(programs: Sequence[Program], outcomes: "SimpleQueue[BaseException | None]") -> None:
     """Let everybody do a step, and again, in another order each time."""
     dice = random.Random(1)
-    while programs:
-        programs = dice.sample(programs, len(programs))
-        programs = [each for each in programs if next(each, "done") is None]
-
-
-def finish(program: Program) -> None:
-    for _ in program:
-        pass
+    running = programs
+    try:
+        while running:
+            running = [each for each in dice.sample(running, len(running)) if next(each, "done") is None]
+    except BaseException as error:  # noqa: BLE001 - raised again by play()
+        outcomes.put(error)
+    else:
+        outcomes.put(None)
+    finally:
+        for each in programs:
+            each.close()
 
 
 async def play_async(order: Order, program: Callable[[Person], AsyncProgram]) -> None:
     """Do the same with coroutines: one step after the other by turns, or a task for each person."""
-    async with AsyncExitStack() as stack:
-        programs = [await stack.enter_async_context(aclosing(program(person))) for person in PEOPLE]
-        if order == "in turns":
-            await take_turns_async(programs)
-        else:
-            await asyncio.gather(*map(finish_async, programs))
+    programs = [program(person) for person in PEOPLE]
+    groups = [programs] if order == "in turns" else [[each] for each in programs]
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+        for group in groups:
+            tasks.create_task(_take_turns_async(group))
 
 
-async def take_turns_async(programs: Sequence[AsyncProgram]) -> None:
+async def _take_turns_async(programs: Sequence[AsyncProgram]) -> None:
     dice = random.Random(1)
-    while programs:
-        programs = dice.sample(programs, len(programs))
-        programs = [each for each in programs if await step(each)]
-
-
-async def step(program: AsyncProgram) -> bool:
-    """Say whether there is more to do."""
-    return await anext(program, "done") is None
-
-
-async def finish_async(program: AsyncProgram) -> None:
-    async for _ in program:
-        pass
+    async with AsyncExitStack() as stack:
+        running = [await stack.enter_async_context(aclosing(each)) for each in programs]
+        while running:
+            running = [each for each in dice.sample(running, len(running)) if await anext(each, "done") is None]
 
 
 Play = Callable[[Callable[[Person], Program]], None]
