@@ -23,8 +23,8 @@ StatePolicies = Mapping[StateClass, StatePolicy]
 
 CLASSES: Final[Mapping[str, StateClass]] = {word: word for word in get_args(StateClass)}
 POLICIES: Final[Mapping[str, StatePolicy]] = {word: word for word in get_args(StatePolicy)}
-TRACKABLE: Final[frozenset[StateClass]] = frozenset({"setting", "identity", "prepared"})
-"""What can follow its client to another server connection."""
+TRACKABLE: Final[frozenset[StateClass]] = frozenset({"setting", "identity"})
+"""What can follow its client to another server connection. What SQL's PREPARE has prepared can't."""
 
 DEFAULTS: Final[StatePolicies] = {
     "setting": "track",

@@ -141,9 +141,10 @@ class Sessions(BaseModel):
     session_state: SessionState = Field(
         default_factory=lambda: dict(DEFAULTS),
         description="What happens to each class of session state. track: it follows its client to other server "
-        "connections (setting, identity, prepared). pin: the client keeps its server connection until Postgres says "
-        "that nothing is left. reject: the statement is refused before it runs. ignore: it stays with the server "
-        "connection, as in PgBouncer. Classes that are not named keep their default.",
+        "connections (setting, identity). pin: the client keeps its server connection until Postgres says that "
+        "nothing is left. reject: the statement is refused before it runs. ignore: it stays with the server "
+        "connection, as in PgBouncer. Classes that are not named keep their default. prepared is SQL's PREPARE only; "
+        "what drivers prepare by the protocol is shared (max_prepared_statements).",
     )
     session_state_database: SessionStateByName = Field(
         default_factory=dict,

@@ -130,9 +130,11 @@ def test_tests_that_are_named_exist() -> None:
 @pytest.fixture
 def experienced(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
     """Start a pooler to which everything has happened that is counted by kind."""
-    pooler = pgfunnel(postgres.url(), server_lifetime=0)
+    postgres.psql("CREATE OR REPLACE FUNCTION hide() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(1)'")
+    pooler = pgfunnel(postgres.url(), server_lifetime=0, session_state="temporary=reject", pin_audit=1)
     with pooler.login() as client:
-        client.query("SELECT 1")
+        client.query("SELECT hide()")
+        client.query("CREATE TEMP TABLE refused ()")
     with pooler.connect() as nobody:
         nobody.send(b"GET / HTTP/1.1\r\n\r\n")
         nobody.read_to_end()
