@@ -136,7 +136,7 @@ class Pools(BaseModel):
 
 
 class Sessions(BaseModel):
-    """What happens to what a client leaves behind in a session. In session mode, where nothing is lost, nothing."""
+    """What happens to state that clients leave in a session, in transaction and statement mode."""
 
     session_state: SessionState = Field(
         default_factory=lambda: dict(DEFAULTS),
