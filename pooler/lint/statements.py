@@ -87,11 +87,11 @@ class Input:
             logged = _LOGGED.match(message)
             text = logged[1] if logged is not None else query
             if text:
-                for clause in clauses(text.encode("utf-8", "surrogateescape")):
+                for clause in clauses(text.encode(errors="replace")):
                     yield Statement(clause.text, clause.verdict, self.name, line)
 
     def _csv_rows(self) -> Iterator[tuple[int, str, str]]:
-        rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in self._lines()), strict=True)
+        rows = csv.reader((line.decode(errors="replace") for line in self._lines()), strict=True)
         line, strange = 1, 0
         try:
             for row in rows:
@@ -108,7 +108,7 @@ class Input:
         strange = 0
         for number, line in enumerate(self._lines(), start=1):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode(errors="replace"))
             except ValueError:
                 row = None
             if isinstance(row, dict):

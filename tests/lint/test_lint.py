@@ -255,10 +255,12 @@ def test_rows_that_are_none_of_the_log_are_left_out_and_told(
 def test_bytes_that_are_no_utf_8_do_no_harm(lint: Lint, tmp_path: Path) -> None:
     columns = [b""] * 26
     columns[13] = b"statement: LISTEN \xff\xfe"
-    log, script = tmp_path / "log.csv", tmp_path / "app.sql"
-    log.write_bytes(b",".join(columns) + b"\n")
-    script.write_bytes(b"SELECT '\xff'; LISTEN \xe4;\n")
-    assert "2 pinned" in lint(log, script)[1]
+    (tmp_path / "log.csv").write_bytes(b",".join(columns) + b"\n")
+    (tmp_path / "log.json").write_bytes(b'{"message": "statement: LISTEN \xff"}\n{"statement": "LISTEN \\ud800"}\n')
+    (tmp_path / "app.sql").write_bytes(b"SELECT '\xff'; LISTEN \xe4;\n")
+    _, out, err = lint(*sorted(tmp_path.iterdir()))
+    assert out.endswith("5 statements: 0 refused, 4 pinned, 0 asked, 0 tracked, 0 ignored.\n")
+    assert err == ""
 
 
 # An extension of this name for a Postgres that comes without it: what is read of it, and a statement text of each kind.
