@@ -37,8 +37,8 @@ class Canceller:
         client = self._clients.get(key)
         if client is not None and client.waiting:
             client.cancel_waiting()
-        elif client is not None and client.server is not None and not client.server.exchange.quiet:
-            task = self.cancel_server(client.server)
+        elif client is not None and (server := client.server) is not None and _runs_for_its_client(server):
+            task = self.cancel_server(server)
             task.add_done_callback(lambda _: done())
             return
         done()
@@ -88,6 +88,10 @@ class Canceller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _runs_for_its_client(server: ServerSession) -> bool:
+    return server.client is not None and not server.exchange.quiet
 
 
 class _Courier(asyncio.Protocol):

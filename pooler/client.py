@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
-from pooler.server import CANCELLING, PARTING
+from pooler.requests import take_care
+from pooler.server import ASKING, BLOCKED, PARTING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
 from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal
+from protocol.parameters import Profile
+from protocol.statements import Library, Statement
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -35,6 +38,8 @@ class ClientDuties(NamedTuple):
     """Close the connection such that what has been written still arrives."""
     now: Callable[[], float]
     max_packet_size: int
+    library: Library | None
+    """The statements of all clients; None in session mode, where session state is the client's own affair."""
 
 
 @final
@@ -51,16 +56,26 @@ class ClientSession(asyncio.Protocol):
         "leaving",
         "pending",
         "pool",
+        "profile",
         "server",
+        "startup",
+        "statements",
         "transport",
+        "unnamed",
         "waiting",
         "waiting_since",
     )
 
     def __init__(
-        self, id_: int, pool: "Pool[ServerSession]", transport: asyncio.Transport, key: bytes, duties: ClientDuties
+        self,
+        id_: int,
+        pool: "Pool[ServerSession]",
+        transport: asyncio.Transport,
+        key: bytes,
+        duties: ClientDuties,
+        startup: Profile | None = None,
     ) -> None:
-        """`key` is the cancel key that the client was given."""
+        """`key` is the cancel key that the client was given, `startup` are the settings that it logged in with."""
         self.id = id_
         self.pool = pool
         self.transport = transport
@@ -78,6 +93,11 @@ class ClientSession(asyncio.Protocol):
         self.leaving = False
         """It has said good-bye, and waits for answers."""
         self.ended = False
+        self.startup = self.profile = startup
+        self.unnamed: Statement | None = None
+        """Its unnamed statement, wherever it was parsed."""
+        self.statements: dict[bytes, Statement] | None = None
+        """Its named statements."""
 
     # --- hot path
 
@@ -100,20 +120,25 @@ class ClientSession(asyncio.Protocol):
             if server is None:
                 self._wait(data)
                 return
+            if server.profile is not self.profile:
+                server = self._dress(server)
             server.since = 0.0
             server.client = self
             self.server = server
             self.idle_since = 0.0
-        elif server.hold & CANCELLING and server.exchange.quiet:
-            self._keep(data)  # it would be hit by the cancel: proceed() goes on
+        elif server.hold & BLOCKED and (server.hold & ASKING or server.exchange.quiet):
+            self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
             return
         self._forward(server, data)
 
     def _forward(self, server: "ServerSession", data: bytes) -> None:
         """Send `data` to the linked server."""
         exchange = server.exchange
+        duties = self._duties
         try:
-            end = scan_requests(exchange, data, self._duties.max_packet_size)
+            end = scan_requests(exchange, data, duties.max_packet_size, self, duties.library)
+            if end < 0:
+                data, end = take_care(self, server, data, ~end, duties.max_packet_size)
         except ClientViolation as violation:
             if violation.offset:
                 server.transport.write(data[: violation.offset])
@@ -134,6 +159,14 @@ class ClientSession(asyncio.Protocol):
 
     # --- rarer than a query
 
+    def _dress(self, server: "ServerSession") -> "ServerSession":
+        """Return a server that has this client's settings: an idle one, else `server` is given them."""
+        profile = self.profile
+        server = self.pool.swap(server, lambda other: other.profile is profile)
+        if server.profile is not profile:
+            server.dress(profile)
+        return server
+
     def serve(self, server: "ServerSession") -> None:
         """See pool.Waiter.serve."""
         pool = self.pool
@@ -144,6 +177,8 @@ class ClientSession(asyncio.Protocol):
         server.since = 0.0
         server.client = self
         self.server = server
+        if server.profile is not self.profile:
+            server.dress(self.profile)
         data = self.pending
         self.pending = b""
         if len(data) > PENDING_LIMIT:
@@ -267,6 +302,7 @@ class ClientSession(asyncio.Protocol):
             return
         self.ended = True
         self.pending = b""
+        self.forget_statements()
         if self.waiting:
             self.waiting = False
             self.pool.leave(self)
@@ -274,3 +310,11 @@ class ClientSession(asyncio.Protocol):
         if server is not None:
             server.abandon(politely=ending.reason is Reason.CLIENT_QUIT)
         self._duties.ended(self, ending)
+
+    def forget_statements(self) -> None:
+        """It has no named statements any more."""
+        library = self._duties.library
+        if self.statements and library is not None:
+            for statement in self.statements.values():
+                library.release(statement)
+        self.statements = None

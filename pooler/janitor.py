@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from config.settings import Settings
+from pooler.advice import advise
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
-from pooler.server import PARTING, ServerSession
+from pooler.server import PARTING, PINNED, ServerSession
 from pooler.sockets import has_hung_up
 from protocol.kinds import IDLE
 
@@ -165,11 +166,25 @@ class Janitor:
         if exchange.queries != server.seen_queries or quiet != server.seen_quiet:
             server.seen_queries, server.seen_quiet, server.seen_at = exchange.queries, quiet, now
         if quiet and exchange.status == IDLE:
-            server.since = now  # session mode: neither a query nor a transaction
+            server.since = now  # session mode, or pinned: neither a query nor a transaction
+            self._sweep_pinned(server, unmoved=now - server.seen_at)
             return
         ending = self._overdue(quiet, unmoved=now - server.seen_at, lasted=now - server.since)
         if ending is not None and server.client is not None:
             server.client.end(ending)
+
+    def _sweep_pinned(self, server: ServerSession, unmoved: float) -> None:
+        timeout = self._premises.settings.pinned_idle_timeout
+        if server.hold & PINNED and server.client is not None and 0 < timeout <= unmoved:
+            server.client.end(
+                Ending(
+                    Reason.PINNED_IDLE_TIMEOUT,
+                    "57P05",
+                    f"the connection was idle for {timeout:g} s while it kept a server connection from the others "
+                    f"(pinned_idle_timeout)",
+                    hint=advise(server.state.pins),
+                )
+            )
 
     def _overdue(self, quiet: bool, *, unmoved: float, lasted: float) -> Ending | None:
         """Say how a transaction is ended that has `lasted` so many seconds, the last ones with nothing `unmoved`."""

@@ -12,9 +12,11 @@ from typing import Final, NamedTuple, cast
 
 from pooler.authentication import Authenticator, Proof
 from pooler.client import ClientDuties, Clients, ClientSession
+from pooler.fitting import Fittings
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import ServerSession
+from pooler.sharing import Fitted
 from protocol.errors import ClientViolation, ProtocolViolation
 from protocol.kinds import LONG_KEYS_MINOR, PASSWORD, TERMINATE
 from protocol.messages import (
@@ -59,6 +61,7 @@ class LoginDuties(NamedTuple):
     """Cancel what the client with this cancel key is doing, and call back."""
     pool_of: "Callable[[str, str], Pool[ServerSession]]"
     """The pool of a user and a database."""
+    fittings: Fittings
     linger: Callable[[asyncio.Transport], None]
     now: Callable[[], float]
     next_id: Callable[[], int]
@@ -249,27 +252,41 @@ class ClientLogin(asyncio.Protocol):
     def _proven(self, out: bytes) -> None:
         self._stage = Stage.POOL
         pool = self._pool = self._duties.pool_of(self.startup.user, self.startup.database)
-        if pool.welcome:
-            self._enter(out)
+        settings = self.startup.settings
+        if settings:
+            fitted = self._duties.fittings.find(pool, settings)
+            if fitted is not None:
+                self._enter(out, fitted)
+                return
+        elif pool.welcome:
+            self._enter(out, Fitted(None, pool.welcome))
             return
         if out:
             self.transport.write(out)
-        pool.greet(self, self._duties.now())
+        if settings:
+            self._duties.fittings.begin(pool, settings, self)
+        else:
+            pool.greet(self, self._duties.now())
 
     # --- the welcome
 
     def welcome(self) -> None:
         """See pool.Newcomer.welcome."""
         if not self.ended:
-            self._enter(b"")
+            self._enter(b"", Fitted(None, self._pool.welcome))
 
-    def _enter(self, out: bytes) -> None:
+    def fitted(self, fitted: Fitted) -> None:
+        """See fitting.Guest.fitted."""
+        if not self.ended:
+            self._enter(b"", fitted)
+
+    def _enter(self, out: bytes, fitted: Fitted) -> None:
         duties = self._duties
         pool = self._pool
         key = self._new_key()
-        session = ClientSession(self.id, pool, self.transport, key, duties.client_duties)
+        session = ClientSession(self.id, pool, self.transport, key, duties.client_duties, fitted.profile)
         duties.clients[key] = session
-        self.transport.write(b"".join((out, AUTHENTICATION_OK, pool.welcome, backend_key_data(key), READY_IDLE)))
+        self.transport.write(b"".join((out, AUTHENTICATION_OK, fitted.welcome, backend_key_data(key), READY_IDLE)))
         self.ended = True
         duties.left(self, None)
         duties.joined(session, self.startup)
@@ -299,4 +316,6 @@ class ClientLogin(asyncio.Protocol):
         self.ended = True
         if self._stage is Stage.POOL:
             self._pool.newcomers.pop(self, None)
+            if self.startup.settings:
+                self._duties.fittings.leave(self._pool, self.startup.settings, self)
         self._duties.left(self, ending)

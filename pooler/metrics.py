@@ -10,10 +10,13 @@ from prometheus_client.registry import Collector
 
 from pooler import __version__
 from pooler.client import Clients
+from pooler.ledger import Ledger
 from pooler.lobby import Lobby
 from pooler.pools import Pools
 from pooler.reasons import Reason
+from pooler.state_metrics import state_metrics
 from pooler.tally import Tally
+from protocol.statements import Library
 
 _POOL = ("database", "user")
 
@@ -27,6 +30,8 @@ class Figures(NamedTuple):
     lobby: Lobby
     pools: Pools
     tally: Tally
+    ledger: Ledger
+    library: Library
     now: Callable[[], float]
 
 
@@ -42,6 +47,7 @@ class PoolerCollector(Collector):
         yield from self._clients()
         yield from self._pools()
         yield from self._totals()
+        yield from state_metrics(self._figures.ledger, self._figures.library)
 
     def _clients(self) -> Iterator[Metric]:
         figures = self._figures

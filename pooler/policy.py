@@ -39,6 +39,10 @@ class Policy:
             classes[Action(policy)] |= State[name.upper()]
         return cls(classes[Action.TRACK], classes[Action.PIN], classes[Action.REJECT], classes[Action.IGNORE])
 
+    def ignoring_all(self) -> Self:
+        """Return the policy that neither tracks nor pins."""
+        return type(self)(State(0), State(0), self.rejected, ~self.rejected & State(-1))
+
     def action(self, state: State) -> Action:
         """Return what is done about one class."""
         if state in self.rejected:

@@ -181,6 +181,17 @@ class Pool(Generic[S]):
         """Return a free server, or None: wait()."""
         return self._take() if self.idle else None
 
+    def swap(self, server: S, fits: Callable[[S], bool]) -> S:
+        """Return an idle server that fits in place of `server`, which was just borrowed; else `server`."""
+        if fits(server):
+            return server
+        for other in reversed(self.idle):
+            if fits(other):
+                self.idle.remove(other)
+                self.idle.append(server)
+                return other
+        return server
+
     def release(self, server: S) -> None:
         """Take `server` back, free and whole: for the client that has waited longest, else to be kept idle."""
         self.transactions += 1

@@ -14,13 +14,19 @@ from pydantic import SecretStr
 
 from config.settings import Settings
 from pooler.connect import ConnectFailedError, Login, LoginRefusedError, SaltedPasswords, Target, log_in
+from pooler.ledger import Ledger
 from pooler.log import Log
+from pooler.policy import policy_for
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
+from pooler.session import SessionState
+from pooler.sharing import Sharing
 from pooler.sockets import keep_alive
 from pooler.tally import Tally
 from protocol.messages import ErrorFields
+from protocol.parameters import Profiles
+from protocol.statements import Library
 
 FIRST_RETRY_S: Final = 0.1
 """The pause after the first failed attempt; it doubles up to server_login_retry, give or take a quarter."""
@@ -59,6 +65,8 @@ class Pools:
         next_id: Callable[[], int],
         tally: Tally,
         log: Log,
+        library: Library,
+        ledger: Ledger,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -66,7 +74,11 @@ class Pools:
         self._next_id = next_id
         self._tally = tally
         self._log = log
+        self._library = library
+        self._ledger = ledger
+        self._profiles = Profiles()
         self._pools: dict[tuple[str, str], ServerPool] = {}
+        self._sharing: dict[ServerPool, Sharing] = {}
         self._database_caps: dict[str, Cap[ServerSession]] = {}
         self._user_caps: dict[str, Cap[ServerSession]] = {}
         self._salted = SaltedPasswords()
@@ -99,7 +111,28 @@ class Pools:
                 round_robin=settings.server_round_robin,
                 caps=tuple(self._caps_of(user, database)),
             )
+            self._sharing[pool] = self._new_sharing(user, database)
         return pool
+
+    def sharing_of(self, pool: ServerPool) -> Sharing:
+        """Return what the sessions of `pool` have to know of session state."""
+        return self._sharing[pool]
+
+    def _new_sharing(self, user: str, database: str) -> Sharing:
+        settings = self._settings
+        size = settings.default_pool_size
+        policy = policy_for(settings, user, database)
+        if settings.server_reset_query and settings.server_reset_query_always:
+            policy = policy.ignoring_all()  # nothing outlives its transaction
+        return Sharing(
+            policy,
+            self._library,
+            self._profiles,
+            self._ledger,
+            max_prepared=settings.max_prepared_statements,
+            max_pinned=settings.max_pinned or (max(1, size // 2) if size else 0),
+            audit=settings.pin_audit,
+        )
 
     def _caps_of(self, user: str, database: str) -> Iterator[Cap[ServerSession]]:
         settings = self._settings
@@ -111,6 +144,7 @@ class Pools:
     def _forget(self, pool: ServerPool) -> None:
         """Drop a pool that has never served anybody: the names of databases are the clients' to choose."""
         del self._pools[pool.user, pool.database]
+        del self._sharing[pool]
         for cap in pool.caps:
             cap.pools.remove(pool)
 
@@ -153,7 +187,13 @@ class Pools:
             self._failed(pool, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
             return
         server = ServerSession(
-            self._next_id(), pool, login.transport, login.key, (upstream.host, upstream.port), self._duties
+            self._next_id(),
+            pool,
+            login.transport,
+            login.key,
+            (upstream.host, upstream.port),
+            self._duties,
+            SessionState(self._sharing[pool], login.parameters),
         )
         if not self._settings.server_lifetime:
             server.retire_after_use(Reason.SERVER_LIFETIME)

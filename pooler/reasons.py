@@ -25,6 +25,9 @@ class Reason(StrEnum):
     TRANSACTION_TIMEOUT = "transaction_timeout"  # c
     QUERY_TIMEOUT = "query_timeout"  # c
     STATEMENT_MODE = "transaction_in_statement_mode"  # c
+    MAX_PINNED = "max_pinned"  # c: it had to be pinned, and too many others are
+    PINNED_IDLE_TIMEOUT = "pinned_idle_timeout"  # c
+    SETTINGS_LOST = "settings_lost"  # c: Postgres did not take its settings on another server connection
     SERVER_LOST = "server_lost"  # c and s: the server closed the connection, or it broke
     SERVER_VIOLATION = "server_protocol_violation"  # c and s
     SHUTDOWN = "shutdown"  # c and s
@@ -35,6 +38,7 @@ class Reason(StrEnum):
     SERVER_CHECK_FAILED = "server_check_failed"  # s
     SERVER_RESET_FAILED = "server_reset_failed"  # s
     SERVER_UNCLEAN = "server_unclean"  # s: its client left it in a state that could not be undone
+    LIBRARY_LOADED = "library_loaded"  # s: its client ran LOAD, which nothing undoes
     CANCEL_UNCONFIRMED = "cancel_unconfirmed"  # s: a cancel was sent to it, and Postgres did not say when it was done
     MADE_ROOM = "made_room"  # s: idle, and another pool needed the place under a shared limit
 

@@ -15,11 +15,14 @@ from config.load import Loaded
 from pooler.authentication import Authenticator
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients, ClientSession
+from pooler.fitting import Fittings
 from pooler.janitor import Janitor, Premises
+from pooler.ledger import Ledger
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties
 from pooler.metrics import Figures
+from pooler.policy import ignored_everywhere
 from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
@@ -27,6 +30,7 @@ from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limi
 from pooler.tally import Tally
 from pooler.web import Web
 from protocol.startup import Startup, StartupMemory
+from protocol.statements import Library
 
 OWN_DESCRIPTORS: Final = 64
 """File descriptors for what is neither client nor server: log, metrics, listening sockets, cancels."""
@@ -68,6 +72,10 @@ class Pooler:
         self.lobby = Lobby(self.places, strangers)
         self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed)
         ids = itertools.count(1)
+        self.ledger = Ledger(self.now, log)
+        self.library = Library(
+            settings.max_statement_memory, ignored_everywhere(settings), watch_all=bool(settings.pin_audit)
+        )
         self.pools = Pools(
             settings,
             loaded.credentials,
@@ -87,6 +95,8 @@ class Pooler:
             ids.__next__,
             self.tally,
             log,
+            self.library,
+            self.ledger,
         )
         self._login_duties = LoginDuties(
             arrived=self.lobby.arrived,
@@ -95,18 +105,27 @@ class Pooler:
             joined=self._client_joined,
             cancel=self._cancel,
             pool_of=self.pools.get,
+            fittings=Fittings(self.pools.sharing_of, self.now),
             linger=self._linger,
             now=self.now,
             next_id=ids.__next__,
             startups=StartupMemory(),
             authenticator=Authenticator(settings.auth_type, loaded.credentials, settings.scram_iterations),
             clients=self.clients,
-            client_duties=ClientDuties(self._client_ended, self._linger, self.now, settings.max_packet_size),
+            client_duties=ClientDuties(
+                self._client_ended,
+                self._linger,
+                self.now,
+                settings.max_packet_size,
+                None if settings.pool_mode == "session" else self.library,
+            ),
         )
         self._janitor = Janitor(
             Premises(settings, self.pools, self.lobby, self.departures, self.clients, self.canceller, self.now)
         )
-        figures = Figures(self.clients, self.places, self.lobby, self.pools, self.tally, self.now)
+        figures = Figures(
+            self.clients, self.places, self.lobby, self.pools, self.tally, self.ledger, self.library, self.now
+        )
         self._web = Web(figures, lambda: self.accepting, settings) if settings.metrics_addr else None
 
     def _count_places(self) -> tuple[int, int]:
@@ -292,7 +311,6 @@ class Pooler:
                 database=startup.database,
                 addr=_address(session.transport),
                 application_name=startup.parameters.get("application_name"),
-                not_applied=",".join(startup.parameters) or None,
             )
 
     def _client_ended(self, session: ClientSession, ending: Ending) -> None:

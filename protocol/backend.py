@@ -60,7 +60,6 @@ def _actions() -> bytes:
         NOTICE_RESPONSE,
         NOTIFICATION_RESPONSE,
         PARAMETER_DESCRIPTION,
-        PARAMETER_STATUS,
     ):
         table[kind] = _PASS
     for kind in (
@@ -75,7 +74,7 @@ def _actions() -> bytes:
     ):
         table[kind] = _CLOSING
     table[READY_FOR_QUERY] = _READY
-    table[ERROR_RESPONSE] = table[COPY_IN_RESPONSE] = _RARE
+    table[ERROR_RESPONSE] = table[COPY_IN_RESPONSE] = table[PARAMETER_STATUS] = _RARE
     table[DATA_ROW] = table[COPY_DATA] = _ROW
     return bytes(table)
 
@@ -83,6 +82,7 @@ def _actions() -> bytes:
 _ACTIONS: Final = _actions()
 _READY_LENGTH: Final = 5
 _SHORTEST: Final = 4
+_LONGEST_PARAMETER: Final = 1 << 16
 _FIRST_COUNT: Final = 16
 _LARGEST_COUNT: Final = 4096
 
@@ -148,8 +148,14 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
             exchange.answered = answered
             if kind == ERROR_RESPONSE:
                 exchange.on_error()
-            else:
+            elif kind == COPY_IN_RESPONSE:
                 exchange.on_copy_in()
+            elif length > _LONGEST_PARAMETER:
+                raise ServerViolation(f"a ParameterStatus of {length} bytes", at)
+            elif at + length < end:
+                exchange.on_parameter(data[at + 5 : at + length + 1])
+            else:
+                break  # cut: look again when it is whole
             answered = exchange.answered
             at += length + 1
         else:

@@ -22,13 +22,19 @@ sent. So `owed` is a queue that keeps the order of what was sent, run-length enc
 
 and `run` counts the extended requests behind all of that. Each of them has one closing reply (1 2 3 n T C I s);
 `answered` counts these since the last ReadyForQuery, which tells the request that an error belongs to.
+
+An entry whose replies are not all passed on as they come is an edits.Unit, an int all the same; `edits` are those of
+the open run. `edited` counts all edits that are not done yet: while it is 0, replies are passed on unseen.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final, final
 
+from protocol.edits import Edit, Op, Unit
 from protocol.errors import ServerViolation
 from protocol.kinds import IDLE
+from protocol.statements import Statement
 
 OWED_QUERY: Final = -1
 OWED_COPY_END: Final = -2
@@ -41,6 +47,7 @@ UNKNOWN: Final = 0
 NORMAL: Final = 0
 SKIPPING: Final = 1  # an error in a run whose Sync has not been sent yet: everything but a Sync is ignored
 COPYING_IN: Final = 2  # it reads copy data whose end has not been sent yet
+EDITING: Final = 3  # as NORMAL, and the open run has edits
 
 
 @final
@@ -49,10 +56,15 @@ class Exchange:
 
     __slots__ = (
         "answered",
+        "edited",
+        "edits",
         "error_at",
         "errors",
+        "held",
+        "hidden_error",
         "max_row",
         "mode",
+        "on_parameter",
         "owed",
         "queries",
         "replies_head",
@@ -60,6 +72,7 @@ class Exchange:
         "requests_rest",
         "run",
         "status",
+        "unnamed",
     )
 
     def __init__(self, max_row: int = 0xFFFFFFFF) -> None:
@@ -85,11 +98,23 @@ class Exchange:
         """ReadyForQuerys seen so far."""
         self.error_at = -1
         """How many of them had been seen when the last ErrorResponse came."""
+        self.held = b""
+        """The first bytes of a reply that has to be whole before it can be passed on."""
+        self.edits: list[Edit] = []
+        """Edits of the open run, in the order of their requests; `mode` is EDITING as long as there are any."""
+        self.edited = 0
+        """How many edits are not done yet, hidden units counted as one each."""
+        self.hidden_error: bytes | None = None
+        """The payload of the last ErrorResponse in a hidden unit."""
+        self.unnamed: Statement | None = None
+        """What the server's unnamed statement is, if that is known."""
+        self.on_parameter: Callable[[bytes], None] = _ignore
+        """Called with the payload of each ParameterStatus."""
 
     @property
     def quiet(self) -> bool:
         """At a message boundary both ways, nothing owed, nothing unsynced: a request of our own may be sent."""
-        return not (self.owed or self.run or self.requests_rest or self.replies_rest or self.replies_head)
+        return not (self.owed or self.run or self.requests_rest or self.replies_rest or self.replies_head or self.held)
 
     @property
     def settled(self) -> bool:
@@ -112,35 +137,116 @@ class Exchange:
         """Book a Query or FunctionCall that comes inside a run, a skipped run or a copy."""
         if self.mode == COPYING_IN:
             self.mode = NORMAL  # it ends the copy with an error that answers the COPY, and is not answered itself
-        elif self.mode == NORMAL:
+        elif self.mode != SKIPPING:
             self._break_run()
             self.owed.append(OWED_QUERY)
 
     def book_sync(self) -> None:
-        """Book a Sync that comes inside a skipped run or a copy."""
-        if self.mode == SKIPPING:
-            self.mode = NORMAL
-            self.owed.append(self.run)
-            self.run = 0
+        """Book a Sync that comes inside a skipped run, a copy, or a run with edits."""
+        if self.mode != COPYING_IN:
+            self._close_run(self.run)
 
     def book_extended(self) -> None:
-        """Book an extended request that comes inside a skipped run or a copy."""
+        """Book an extended request, in whatever mode."""
         if self.mode == COPYING_IN:
             self.mode = NORMAL  # as in book_query
+        elif self.mode != SKIPPING:
+            self.run += 1
 
     def book_copy_end(self) -> None:
         """Book a CopyDone or CopyFail."""
         if self.mode == COPYING_IN:
             self.mode = NORMAL
-        elif self.mode == NORMAL and (self.owed or self.run):
+        elif self.mode != SKIPPING and (self.owed or self.run):
             # The COPY that it ends may be on its way still.
             self._break_run()
             self.owed.append(OWED_COPY_END)
 
     def _break_run(self) -> None:
-        if self.run:
-            self.owed.append(UNCLOSED - self.run)
-            self.run = 0
+        if self.run or self.edits:
+            self._close_run(UNCLOSED - self.run)
+
+    def _close_run(self, entry: int) -> None:
+        self.owed.append(Unit(entry, self.edits) if self.edits else entry)
+        self.edits = []
+        self.run = 0
+        self.mode = NORMAL
+
+    # --- edits
+
+    @property
+    def skipping(self) -> bool:
+        """What is sent now is not carried out, as far as that is known: no edits."""
+        return self.mode in (SKIPPING, COPYING_IN)
+
+    def edit(self, op: Op, reply: bytes = b"", undo: Callable[[], object] | None = None) -> None:
+        """Note an edit for the extended request that is booked next; not while `skipping`."""
+        self.edits.append(Edit(op, self.run, reply, undo))
+        self.edited += 1
+        self.mode = EDITING
+
+    def owe_edited_query(self, op: Op, reply: bytes) -> None:
+        """Book a Query whose error, or empty answer, is replaced by `reply`; not while `skipping`."""
+        self._break_run()
+        self.owed.append(Unit(OWED_QUERY, [Edit(op, 0, reply)]))
+        self.edited += 1
+
+    def owe_hidden_query(self) -> None:
+        """Book a Query of the pooler's own, at the beginning of a link."""
+        self.owed.append(Unit(OWED_QUERY, hidden=True))
+        self.edited += 1
+        self.unnamed = None
+
+    @property
+    def hidden(self) -> bool:
+        """What comes next is for the pooler."""
+        owed = self.owed
+        return bool(owed) and isinstance(owed[0], Unit) and owed[0].hidden
+
+    @property
+    def head_edits(self) -> list[Edit]:
+        """The edits of the requests that are answered next."""
+        if not self.owed:
+            return self.edits
+        head = self.owed[0]
+        return head.edits if isinstance(head, Unit) else []
+
+    def take_inserts(self) -> bytes:
+        """Return what is to be told to the client now, in between what the server says."""
+        due = [edit for edit in self.head_edits if edit.op is Op.INSERT and edit.at <= self.answered]
+        for edit in due:
+            self.done(edit)
+        return b"".join(edit.reply for edit in due)
+
+    def done(self, edit: Edit) -> None:
+        """Strike off an edit of the requests that are answered next."""
+        self.head_edits.remove(edit)
+        self.edited -= 1
+
+    def hold(self, data: bytes) -> None:
+        """Keep the beginning of a reply until it is whole; counts as an edit."""
+        self.edited += bool(data) - bool(self.held)
+        self.held = data
+
+    def finish_head(self) -> None:
+        """A ReadyForQuery comes: the entry that it strikes off has no edits any more."""
+        self._drop_edits(self.head_edits)
+        self.edited -= self.hidden
+
+    def _drop_edits(self, edits: list[Edit]) -> None:
+        """What the requests were to bring about did not happen; the last first, in case one builds on another."""
+        self.edited -= len(edits)
+        while edits:
+            undo = edits.pop().undo
+            if undo is not None:
+                undo()
+
+    def _strike(self) -> int:
+        entry = self.owed.popleft()
+        if isinstance(entry, Unit):
+            self._drop_edits(entry.edits)
+            self.edited -= entry.hidden
+        return entry
 
     # --- the backend scanner's rare cases
 
@@ -154,12 +260,15 @@ class Exchange:
         owed = self.owed
         if owed:
             if owed[0] > UNCLOSED:
+                self._drop_edits(self.head_edits)
                 return  # a Query, or a run with its own Sync: nothing is skipped but the rest of that run
             while owed and owed[0] < 0:
-                owed.popleft()
+                self._strike()
             if owed:
+                self._drop_edits(self.head_edits)
                 return
             self.run += 1  # what was struck off still waits for its Sync
+        self._drop_edits(self.edits)
         if self.run:
             self.mode = SKIPPING
         else:
@@ -170,6 +279,9 @@ class Exchange:
         self._strike_answered()
         owed = self.owed
         head = owed[0] if owed else UNCLOSED - self.run
+        if self.edited:
+            # Which requests the copy swallows, and with them whose edits, nobody wants to know: no driver does that.
+            raise ServerViolation("a COPY FROM STDIN began ahead of requests that are not passed on as they are")
         if head == OWED_QUERY:
             self._swallow(1)
             return
@@ -201,7 +313,7 @@ class Exchange:
         while head < OWED_QUERY:
             if not owed:
                 raise ServerViolation("the server sent a ReadyForQuery that nobody had asked for")
-            head = owed.popleft()
+            head = self._strike()
 
     def drop_stray_copy_ends(self) -> None:
         """Strike off copy ends that now, after a ReadyForQuery, stand in front: no copy is under way."""
@@ -218,7 +330,7 @@ class Exchange:
                 self.answered -= UNCLOSED - head
             elif head != OWED_COPY_END:
                 return
-            owed.popleft()
+            self._strike()
 
     def _swallow(self, index: int) -> None:
         """Strike off what a copy swallows from owed[index] on; if its end is not among that, it is COPYING_IN."""
@@ -236,3 +348,7 @@ class Exchange:
             self.run -= 1
         else:
             self.mode = COPYING_IN
+
+
+def _ignore(_: bytes) -> None:
+    pass

@@ -1,10 +1,11 @@
 """The frontend scanner: books the requests in a chunk that a client sent, on their way to its server.
 
-Hot path: called once per chunk; one header look-up per message, no payload is sliced, nothing is allocated.
+Hot path: called once per chunk; one header look-up per message, no payload is sliced but the texts of statements. It
+stops before what is more than plain forwarding: named statements, and texts that may leave something in the session.
 """
 
 from struct import Struct
-from typing import Final
+from typing import Final, Protocol
 
 from protocol.errors import ClientViolation
 from protocol.exchange import NORMAL, OWED_QUERY, Exchange
@@ -23,6 +24,7 @@ from protocol.kinds import (
     SYNC,
     TERMINATE,
 )
+from protocol.statements import Library, Statement
 
 HOLD_LIMIT: Final = 16 * 1024
 """Bytes. A request up to this size is sent on only once it is whole, so that half a message never holds a server."""
@@ -40,6 +42,11 @@ _COPY_DATA: Final = 4
 _COPY_END: Final = 5
 _FLUSH: Final = 6
 _TERMINATE: Final = 7
+# What to look at more closely, where session state is watched; all of these are greater than those above.
+_ANY_QUERY: Final = 8
+_PARSE: Final = 9
+_BIND: Final = 10
+_NAMED: Final = 11
 
 
 def _actions() -> bytes:
@@ -57,17 +64,39 @@ def _actions() -> bytes:
     return bytes(table)
 
 
+def _watched_actions() -> bytes:
+    table = bytearray(_actions())
+    table[QUERY] = table[FUNCTION_CALL] = _ANY_QUERY
+    table[PARSE] = _PARSE
+    table[BIND] = _BIND
+    table[DESCRIBE] = table[CLOSE] = _NAMED
+    return bytes(table)
+
+
 _ACTIONS: Final = _actions()
+_WATCHED_ACTIONS: Final = _watched_actions()
+_STATEMENT: Final = ord("S")  # in Describe and Close; P = a portal
 _SHORT_KINDS: Final = frozenset((DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, COPY_DONE, COPY_FAIL, TERMINATE))
 
 
-def scan_requests(exchange: Exchange, data: bytes, max_size: int) -> int:  # noqa: C901, PLR0912 - flat for speed
+class Holder(Protocol):
+    """The client whose requests are scanned."""
+
+    unnamed: Statement | None
+    """Its unnamed statement, which lives on after the server has gone to somebody else."""
+
+
+def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
+    exchange: Exchange, data: bytes, max_size: int, holder: Holder | None = None, library: Library | None = None
+) -> int:
     """Book the requests in `data`, and return how many of its bytes are to be sent to the server now.
 
     What is left after that is a Terminate, or the beginning of a request that is not yet whole: hand it in again
-    with what follows it. Raises ClientViolation, whose `offset` tells how many bytes before it were booked.
+    with what follows it. With a `holder` and a `library` the session state is watched: a negative result ~at means
+    that the request at `at` may have to do with it, and that everything before it is booked.
 
-    Long and flat because it runs for every chunk.
+    Raises ClientViolation, whose `offset` tells how many bytes before it were booked. Long and flat because it runs
+    for every chunk.
     """
     end = len(data)
     at = exchange.requests_rest
@@ -76,18 +105,40 @@ def scan_requests(exchange: Exchange, data: bytes, max_size: int) -> int:  # noq
             exchange.requests_rest = at - end
             return end
         exchange.requests_rest = 0
+    actions = _WATCHED_ACTIONS if library is not None else _ACTIONS
+    parsed = False
     last = end - 5
     while at <= last:
         kind, length = _header(data, at)
-        action = _ACTIONS[kind]
+        action = actions[kind]
         after = at + length + 1
         if after > end or not action or not 4 <= length <= SHORT_LIMIT:
-            if not 4 <= length <= max_size or not action or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
-                raise ClientViolation(_complaint(kind, length, max_size), at)
+            check_request(kind, length, max_size, at)
             if after > end:
+                if action > _TERMINATE:
+                    return ~at
                 if length < HOLD_LIMIT and action != _COPY_DATA:
                     return at
                 exchange.requests_rest = after - end
+        if action > _TERMINATE and library is not None and holder is not None:
+            if action == _ANY_QUERY:
+                if at or not library.is_plain_query(data):
+                    return ~at
+                holder.unnamed = exchange.unnamed = None  # a Query ends it
+                action = _QUERY
+            else:
+                if action == _PARSE:
+                    statement = None if data[at + 5] else library.plain.get(data[at + 6 : after])
+                    if statement is None:
+                        return ~at
+                    holder.unnamed = exchange.unnamed = statement
+                    parsed = True
+                elif action == _BIND:
+                    if not parsed or data[at + 5] or data[at + 6]:
+                        return ~at
+                elif data[at + 5] == _STATEMENT:
+                    return ~at
+                action = _EXTENDED
         if action == _EXTENDED:
             if exchange.mode == NORMAL:
                 exchange.run += 1
@@ -112,6 +163,12 @@ def scan_requests(exchange: Exchange, data: bytes, max_size: int) -> int:  # noq
             return end
         at = after
     return at
+
+
+def check_request(kind: int, length: int, max_size: int, at: int) -> None:
+    """Raise ClientViolation if no request at offset `at` may have this kind and length."""
+    if not 4 <= length <= max_size or not _ACTIONS[kind] or (length > SHORT_LIMIT and kind in _SHORT_KINDS):
+        raise ClientViolation(_complaint(kind, length, max_size), at)
 
 
 def is_terminate(data: bytes, at: int) -> bool:

@@ -51,6 +51,7 @@ NEGOTIATE_PROTOCOL_VERSION: Final = ord("v")
 # Transaction states, as ReadyForQuery reports them.
 IDLE: Final = ord("I")
 IN_TRANSACTION: Final = ord("T")
+FAILED: Final = ord("E")  # in a transaction in which an error has happened
 
 # Authentication requests (the int32 after the header of an Authentication message).
 AUTH_OK: Final = 0

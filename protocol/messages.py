@@ -177,3 +177,13 @@ def first_message(data: bytes, limit: int) -> tuple[int, bytes, int] | None:
     if len(data) <= length:
         return None
     return kind, data[5 : length + 1], length + 1
+
+
+def all_of_kind(data: bytes, kind: int) -> bytes:
+    """Return those messages in `data`, which are whole, that are of one kind. Raises ProtocolViolation."""
+    found = b""
+    while first := first_message(data, len(data)):
+        if first[0] == kind:
+            found += data[: first[2]]
+        data = data[first[2] :]
+    return found

@@ -17,6 +17,7 @@ from protocol.kinds import (
     SSL_REQUEST_CODE,
 )
 from protocol.messages import text_of
+from protocol.parameters import session_parameters
 
 MAX_STARTUP_SIZE: Final = 10_000
 """Bytes. MAX_STARTUP_PACKET_LENGTH in PostgreSQL."""
@@ -52,6 +53,8 @@ class Startup(NamedTuple):
     """Protocol options (_pq_.x) asked for; none is known."""
     parameters: Mapping[str, str]
     """All other parameters, in the client's order."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """The settings of the session among them, with what `options` says."""
 
 
 FirstPacket = Encryption | Cancel | Startup
@@ -130,6 +133,7 @@ def _read_startup(code: int, body: bytes) -> Startup:
         negotiate=minor > NEWEST_MINOR or bool(unknown),
         unknown_options=unknown,
         parameters=parameters,
+        settings=tuple(session_parameters(parameters).items()),
     )
 
 

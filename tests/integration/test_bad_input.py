@@ -229,7 +229,7 @@ def test_nonsense_instead_of_a_query(pooler: Pgfunnel, said: bytes, before: str)
 @pytest.mark.parametrize("kind", [b"Q", b"P", b"B", b"d"], ids=["Query", "Parse", "Bind", "CopyData"])
 def test_promise_of_a_huge_message_costs_nothing_and_holds_only_its_own_server(pooler: Pgfunnel, kind: bytes) -> None:
     with pooler.login() as wire:
-        wire.send(header(kind, 500 * MIB), b"x" * MIB)
+        wire.send(header(kind, 500 * MIB), b"\0", b"x" * MIB)
         eventually(lambda: pooler.metric("pgfunnel_pool_servers", state="active") == 2)
 
 

@@ -103,7 +103,7 @@ def always(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
 
 
 def test_transaction_mode_resets_nothing_unless_told_to(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
-    pooler = pgfunnel(postgres.url(), default_pool_size=1)
+    pooler = pgfunnel(postgres.url(), default_pool_size=1, session_state="setting=ignore")
     with pooler.login() as wire, pooler.login() as other:
         wire.query("SET work_mem = '7MB'")
         assert other.value("SHOW work_mem") == "7MB"

@@ -5,10 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 
+import structlog
+
+from config.session_state import DEFAULTS
 from pooler.client import ClientDuties, ClientSession
+from pooler.ledger import Ledger
+from pooler.policy import Policy
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
+from pooler.session import SessionState
+from pooler.sharing import Sharing
+from protocol.parameters import Profiles
+from protocol.statements import Library
 from tests.protocol.model import message
 from tests.support.transport import MockTransport
 
@@ -34,6 +43,13 @@ def wire(session: ClientSession | ServerSession) -> MockTransport:
     return session.transport
 
 
+def new_sharing(now: Callable[[], float]) -> Sharing:
+    """The default policy for session state."""
+    policy = Policy.of(DEFAULTS)
+    ledger = Ledger(now, log=structlog.get_logger(), log_pins=False)
+    return Sharing(policy, Library(1 << 20, policy.ignored), Profiles(), ledger, max_prepared=200, max_pinned=0)
+
+
 @dataclass
 class House:
     """Everything that the sessions of one pool need."""
@@ -43,6 +59,8 @@ class House:
     session_mode: bool = False
     statement_mode: bool = False
     check_always: bool = False
+    watched: bool = False
+    """Session state is watched. Most tests are about what comes before and after, with texts that are no SQL."""
     time: float = 1000.0
     opens: int = 0
     cancels: list[ServerSession] = field(default_factory=list)
@@ -65,7 +83,10 @@ class House:
             statement_mode=self.statement_mode,
             max_packet_size=2**31 - 1,
         )
-        self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET)
+        self.sharing = new_sharing(self.now)
+        self.library = self.sharing.library
+        library = self.library if self.watched else None
+        self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET, library)
 
     def now(self) -> float:
         return self.time
@@ -96,12 +117,17 @@ class House:
         """Open a connection, as if the pool had asked for it."""
         transport = MockTransport(slow_peer=slow)
         id_ = next(self._ids)
-        session = ServerSession(id_, self.pool, transport, b"key%d" % id_, PEER, self.server_duties)
+        session = ServerSession(
+            id_, self.pool, transport, b"key%d" % id_, PEER, self.server_duties, self.session_state()
+        )
         transport.protocol = session
         if not self.pool.opening:
             self.pool.opening += 1
         self.pool.opened(session, WELCOME, self.time)
         return session
+
+    def session_state(self) -> SessionState:
+        return SessionState(self.sharing, {"application_name": "known"})
 
     def client(self, *, slow: bool = False) -> ClientSession:
         transport = MockTransport(slow_peer=slow)

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from pooler.authentication import Authenticator
 from pooler.client import ClientSession
+from pooler.fitting import Fittings
 from pooler.lobby import Lobby
 from pooler.login import MAX_EARLY_SIZE, ClientLogin, LoginDuties
 from pooler.reasons import Ending, Reason
@@ -40,6 +41,7 @@ class Door:
             joined=lambda session, _: self.joined.append(session),
             cancel=lambda key, done: self.cancels.append((key, done)),
             pool_of=lambda *_: self.house.pool,
+            fittings=Fittings(lambda _: self.house.sharing, self.house.now),
             linger=self._linger,
             now=self.house.now,
             next_id=count(1).__next__,

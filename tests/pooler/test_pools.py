@@ -7,6 +7,7 @@ import pytest
 
 from config.settings import Settings
 from pooler.connect import Login
+from pooler.ledger import Ledger
 from pooler.log import make_log
 from pooler.pools import Pools
 from pooler.tally import Tally
@@ -17,8 +18,17 @@ from tests.support.transport import MockTransport
 @pytest.fixture
 async def pools() -> Pools:
     settings = Settings(upstream="postgresql://alice@localhost/shop")
+    log = make_log("text", "info", io.StringIO())
+    house = House()
     return Pools(
-        settings, {}, House().server_duties, count(1).__next__, Tally(), make_log("text", "info", io.StringIO())
+        settings,
+        {},
+        house.server_duties,
+        count(1).__next__,
+        Tally(),
+        log,
+        house.library,
+        Ledger(house.now, log),
     )
 
 

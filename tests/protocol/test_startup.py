@@ -30,7 +30,13 @@ def read(data: bytes) -> object:
 def test_a_startup_message() -> None:
     packet = read(startup({"user": "alice", "database": "shop", "application_name": "x"}))
     assert packet == Startup(
-        "alice", "shop", 0, negotiate=False, unknown_options=[], parameters={"application_name": "x"}
+        "alice",
+        "shop",
+        0,
+        negotiate=False,
+        unknown_options=[],
+        parameters={"application_name": "x"},
+        settings=(("application_name", "x"),),
     )
 
 

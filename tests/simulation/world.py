@@ -15,7 +15,9 @@ from pooler.client import PENDING_LIMIT, ClientDuties, ClientSession
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import CANCELLING, Borrower, ServerDuties, ServerSession
+from pooler.session import SessionState
 from protocol.messages import READY_IDLE, ErrorFields, error_response
+from tests.pooler.house import new_sharing
 from tests.protocol.model import ModelServer, message
 from tests.support.transport import HIGH_WATER, MockTransport
 
@@ -90,7 +92,8 @@ class World:
             statement_mode=rng.randrange(10) == 0,
             max_packet_size=1 << 30,
         )
-        self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30)
+        self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30, None)
+        self.sharing = new_sharing(lambda: self.time)
         self.size = 1 + rng.randrange(4)
         self.pool: Pool[ServerSession] = Pool(
             "u", "d", self._open, size=self.size, concurrency=2, round_robin=rng.randrange(2) == 0
@@ -217,7 +220,12 @@ class World:
             assert token not in self.seen_requests, f"{token!r} was sent twice"
             self.seen_requests.add(token)
         server.request = token
-        self._reply(server, server.model.answer(kind) if token or kind != "Q" else self._answer_pooler(server))
+        if token or kind not in "QE" or server.model.skipping:
+            self._reply(server, server.model.answer(kind))
+        elif kind == "E":
+            self._reply(server, message("C", b"SELECT 0\0"))  # of the question what the session holds
+        else:
+            self._reply(server, self._answer_pooler(server))
 
     def _answer_pooler(self, server: SimServer) -> bytes:
         """Carry out a query of the pooler's own, or fail."""
@@ -340,7 +348,9 @@ class World:
             return
         transport = MockTransport(slow_peer=True)
         id_ = next(self.ids)
-        session = ServerSession(id_, self.pool, transport, b"k%d" % id_, ("h", 1), self.server_duties)
+        session = ServerSession(
+            id_, self.pool, transport, b"k%d" % id_, ("h", 1), self.server_duties, SessionState(self.sharing, {})
+        )
         transport.protocol = session
         if self.rng.randrange(12) == 0:
             session.retire_after_use(Reason.SERVER_LIFETIME)
@@ -402,7 +412,7 @@ class World:
             assert len(session_.pending) <= PENDING_LIMIT + 2 * CHUNK
             assert len(client.transport.sent) <= HIGH_WATER + 2 * CHUNK
             if session_.server is not None:
-                assert session_.server.client is session_
+                assert session_ in (session_.server.client, session_.server.asker)
                 assert not session_.ended
                 assert not session_.waiting
 

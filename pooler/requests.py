@@ -1,0 +1,448 @@
+"""Requests that are more than plain forwarding: named statements, and texts that may leave something in the session.
+
+The scanner stops before each of them. Named statements go out under the names that the server has them under, parsed
+there first if need be; what the policy does not allow is refused; about what may leave something, the server is told
+to ask. Source: PostgreSQL documentation, "Extended Query".
+"""
+
+from functools import partial
+from struct import Struct
+from typing import Final, Protocol
+
+from pooler.advice import advise
+from pooler.reasons import Ending
+from pooler.server import RESHAPED, ServerSession
+from pooler.session import application_of, too_many_pinned
+from protocol.edits import Op
+from protocol.errors import ClientViolation
+from protocol.frontend import HOLD_LIMIT, scan_requests
+from protocol.kinds import BIND, CLOSE, FAILED, FUNCTION_CALL, PARSE, QUERY
+from protocol.messages import ErrorFields, error_response, message, query
+from protocol.parameters import Profile
+from protocol.sql import State, Verdict
+from protocol.statements import (
+    PREFIX,
+    TEXT_LIMIT,
+    LibraryFullError,
+    Statement,
+    close_statement,
+)
+
+_header = Struct("!BI").unpack_from
+_int32 = Struct("!I")
+_int16 = Struct("!H").unpack_from
+
+_PARSE_COMPLETE: Final = message(b"1", b"")
+_DEALLOCATED: Final = message(b"C", b"DEALLOCATE\0")
+_NOTHING: Final = query("")
+_NO_TEXT: Final = b"\0\0\0"
+_REFUSED: Final = "pgfunnel has refused a statement"
+"""Sent in place of what is refused: no SQL, so that Postgres does all that an error brings with it."""
+_UNREAD: Final = Verdict(State(0), State(0), True, False, b"", False, False, (), False)  # noqa: FBT003
+"""The verdict on what is too long to be read, and on functions that are called by number."""
+_SHOWN: Final = 1000
+"""Bytes of a text too long to be read that are kept for the log."""
+_LARGE_OBJECTS: Final = frozenset(
+    (715, 764, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172)
+)  # the functions of libpq's large object interface (pg_proc.dat)
+
+
+class Asker(Protocol):
+    """The client session, as far as its requests need it."""
+
+    unnamed: Statement | None
+    statements: dict[bytes, Statement] | None
+    profile: Profile | None
+
+    def forget_statements(self) -> None:
+        """All of its named statements are gone."""
+
+
+def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_size: int) -> tuple[bytes, int]:
+    """Book the requests in `data` from `at` on, where scan_requests() has stopped.
+
+    Return what is to be sent in place of `data`, and how many bytes of that are to be sent now, as scan_requests().
+    Raises ClientViolation, with what came before it sent.
+    """
+    exchange = server.exchange
+    done = [data[:at]]
+    rest = data[at:]
+    care = _Care(client, server, max_size)
+    try:
+        while True:
+            size = care.take(rest, done)
+            if not size:
+                end = 0
+                break
+            rest = rest[size:]
+            end = scan_requests(exchange, rest, max_size, client, server.state.sharing.library)
+            if end >= 0:
+                break
+            done.append(rest[:~end])
+            rest = rest[~end:]
+    except ClientViolation as violation:
+        server.transport.write(b"".join(done) + rest[: violation.offset])
+        raise ClientViolation(violation.message) from None
+    if exchange.edited and server.client is not None and not exchange.held and not exchange.replies_rest:
+        server.client.transport.write(exchange.take_inserts())
+    out = b"".join(done)
+    return out + rest, len(out) + end
+
+
+class _Care:
+    """The care that is taken of one client's requests; take() does one of them."""
+
+    def __init__(self, client: Asker, server: ServerSession, max_size: int) -> None:
+        self._client = client
+        self._server = server
+        self._exchange = server.exchange
+        self._state = server.state
+        self._sharing = server.state.sharing
+        self._library = server.state.sharing.library
+        self._max_size = max_size
+
+    def take(self, data: bytes, done: list[bytes]) -> int:  # noqa: PLR0911 - one for each kind of request
+        """Book the request at the beginning of `data`, append what goes to the server to `done`.
+
+        Return how many bytes of `data` that were; 0 = it is not whole yet, and has to be.
+        """
+        kind, length = _header(data)
+        if self._exchange.skipping:
+            return self._plain(data, length, done)
+        if kind == QUERY:
+            return self._query(data, length, done)
+        if kind == FUNCTION_CALL:
+            return self._function_call(data, length, done)
+        if kind == BIND:
+            return self._bind(data, length, done)
+        if length >= len(data):
+            return 0 if length < TEXT_LIMIT or len(data) < 6 else self._too_long(data, length, done)
+        if kind != PARSE and data.find(0, 6) != length:
+            return self._plain(data, length, done)  # malformed: for Postgres to say so
+        if kind == PARSE:
+            return self._parse(data[: length + 1], done)
+        if kind == CLOSE:
+            return self._close(data[: length + 1], done)
+        return self._describe(data[: length + 1], done)
+
+    def _plain(self, data: bytes, length: int, done: list[bytes]) -> int:
+        """Book a request that goes out as it is."""
+        end = scan_requests(self._exchange, data[: length + 1], self._max_size)
+        done.append(data[:end])
+        return end
+
+    # --- texts
+
+    def _query(self, data: bytes, length: int, done: list[bytes]) -> int:
+        if length >= len(data):
+            if length >= HOLD_LIMIT:
+                self._server.suspect(_UNREAD, data[5:_SHOWN])
+                self._end_unnamed()
+            return self._plain(data, length, done)
+        self._end_unnamed()
+        library = self._library
+        text = data[5:length]
+        if self._sharing.audit:
+            self._state.trail = text
+        if library.is_plain_query(data[: length + 1]):
+            return self._plain(data, length, done)
+        verdict = library.verdict(text)
+        if not library.is_plain(verdict):
+            if self._deallocates(verdict):
+                self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED)
+                self._unprepare(verdict.deallocates)
+                done.append(_NOTHING)
+                return length + 1
+            refusal = self._refusal(verdict, text) or self._too_many(verdict, text)
+            if refusal is not None:
+                self._exchange.owe_edited_query(Op.ERROR, error_response(refusal))
+                done.append(query(_REFUSED))
+                return length + 1
+            self._note(verdict, text)
+        return self._plain(data, length, done)
+
+    def _end_unnamed(self) -> None:
+        self._client.unnamed = self._exchange.unnamed = None
+
+    def _function_call(self, data: bytes, length: int, done: list[bytes]) -> int:
+        if len(data) < 9:
+            return 0
+        if _int32.unpack_from(data, 5)[0] not in _LARGE_OBJECTS:
+            self._server.suspect(_UNREAD, b"FunctionCall")
+        return self._plain(data, length, done)
+
+    def _failed(self) -> bool:
+        """The transaction has failed already: Postgres refuses whatever comes."""
+        return self._exchange.status == FAILED
+
+    def _deallocates(self, verdict: Verdict) -> bool:
+        """Tell whether it is a DEALLOCATE of a statement that Postgres does not have under that name."""
+        name = verdict.deallocates
+        return bool(name) and name in (self._client.statements or ()) and not self._failed()
+
+    def _refusal(self, verdict: Verdict, text: bytes) -> ErrorFields | None:
+        """Return the error for a text that the policy rejects."""
+        states = verdict.leaves & self._sharing.policy.rejected
+        if not states or self._failed():
+            return None
+        self._book_refusal(states, text, "reject")
+        what = " and ".join(state.name.lower().replace("_", " ") for state in states if state.name)
+        return ErrorFields(
+            "ERROR",
+            "0A000",
+            f"session state of class {what} is not allowed in this pool (session_state)",
+            hint=advise(states),
+        )
+
+    def _too_many(self, verdict: Verdict, text: bytes) -> ErrorFields | None:
+        """Return the error for a text that would pin one client too many."""
+        states = verdict.leaves & self._sharing.pinning
+        if not states or self._state.pins or not self._sharing.full or self._failed():
+            return None
+        self._book_refusal(states, text, "max_pinned")
+        ending: Ending = too_many_pinned(self._sharing, states)
+        return ErrorFields("ERROR", ending.sqlstate, ending.message, hint=ending.hint)
+
+    def _book_refusal(self, states: State, text: bytes, why: str) -> None:
+        pool = self._server.pool
+        self._sharing.ledger.refused(pool.user, pool.database, application_of(self._client.profile), states, text, why)
+
+    def _note(self, verdict: Verdict, text: bytes, parameters: tuple[str, ...] = ()) -> None:
+        """Note what a text that is about to run may do."""
+        server, state = self._server, self._state
+        if verdict.drops_statements and not self._failed():
+            self._client.forget_statements()
+            state.statements.clear()
+            state.asks_by_name = False
+        if verdict.ddl:
+            self._library.schema_epoch += 1
+            server.hold |= RESHAPED
+        if verdict.leaves & State.PREPARED and (verdict.asks or verdict.leaves & ~State.PREPARED):
+            state.risky = True
+        if parameters:
+            verdict = verdict._replace(custom=verdict.custom + parameters)
+        if self._sharing.relevant(verdict, state.pins) or (verdict.executes and state.risky):
+            server.suspect(verdict, text)
+
+    # --- statements
+
+    def _parse(self, request: bytes, done: list[bytes]) -> int:
+        end = request.find(0, 5) + 1
+        if not end or request.find(0, end) < 0:
+            return self._plain(request, len(request) - 1, done)  # malformed: for Postgres to say so
+        name, body = request[5 : end - 1], request[end:]
+        if name and self._sharing.max_prepared:
+            self._parse_named(name, body, done)
+            return len(request)
+        size = len(request)
+        statement = self._library.find(body)
+        refusal = self._refusal(statement.verdict, statement.text)
+        if refusal is not None:
+            self._refuse(refusal, done)
+            return size
+        if name:  # passed on under its name
+            if not self._library.is_plain(statement.verdict):
+                self._note(statement.verdict, statement.text)
+        else:
+            if self._deallocates(statement.verdict):
+                # Nothing is sent in its place; what it is meant to do is done when it is bound.
+                statement = Statement(_NO_TEXT, statement.verdict)
+                request = statement.parse(b"")
+            self._client.unnamed = self._exchange.unnamed = statement
+        self._book(request, done)
+        return size
+
+    def _parse_named(self, name: bytes, body: bytes, done: list[bytes]) -> None:
+        client, exchange, known = self._client, self._exchange, self._state.statements
+        if client.statements is None:
+            client.statements = {}
+        refusal: ErrorFields | None
+        if name in client.statements:
+            text = name.decode("utf-8", "surrogateescape")
+            refusal = ErrorFields("ERROR", "42P05", f'prepared statement "{text}" already exists')
+            self._refuse(refusal, done)
+            return
+        search_path = client.profile.get("search_path") if client.profile is not None else b""
+        try:
+            statement = self._library.find_named(body, search_path)
+        except LibraryFullError:
+            refusal = ErrorFields(
+                "ERROR",
+                "53400",
+                "there is no room for another prepared statement (max_statement_memory)",
+                hint="Close prepared statements that are not needed any more, or raise max_statement_memory.",
+            )
+            self._refuse(refusal, done)
+            return
+        refusal = self._refusal(statement.verdict, statement.text)
+        if refusal is not None:
+            self._library.release(statement)
+            self._refuse(refusal, done)
+            return
+        client.statements[name] = statement
+        undo = partial(self._unprepare, name)
+        if known.has_current(statement) and not self._failed():
+            exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo)
+        else:
+            server_name = self._make_room(statement, done)
+            exchange.edit(Op.WATCH, undo=partial(_both, undo, partial(known.forget, statement, server_name)))
+            self._book(statement.parse(server_name), done)
+
+    def _unprepare(self, name: bytes) -> None:
+        statement = self._client.statements.pop(name, None) if self._client.statements else None
+        if statement is not None:
+            self._library.release(statement)
+
+    def _keep(self, name: bytes, statement: Statement) -> None:
+        """It was not closed after all."""
+        if self._client.statements is not None:
+            self._client.statements[name] = statement
+            statement.users += 1
+
+    def _make_room(self, statement: Statement, done: list[bytes]) -> bytes:
+        """Return a name under which `statement` is to be parsed; close what has to give way."""
+        known = self._state.statements
+        name = known.add(statement)
+        for old in known.surplus():
+            self._exchange.edit(Op.SWALLOW, undo=partial(known.return_surplus, old))
+            self._book(close_statement(old), done)
+        return name
+
+    def _bind(self, data: bytes, length: int, done: list[bytes]) -> int:
+        portal_end = data.find(0, 5)
+        end = data.find(0, portal_end + 1) if portal_end > 0 else -1
+        whole = length < len(data)
+        if not whole and (length < HOLD_LIMIT or (end < 0 and len(data) < HOLD_LIMIT)):
+            return 0
+        if end < 0 or end > length:
+            return self._plain(data, length, done)
+        found = self._resolve(data[portal_end + 1 : end], done)
+        if found is None:
+            return self._plain(data, length, done)
+        name, statement = found
+        verdict = statement.verdict if statement is not None else None
+        if statement is not None and self._sharing.audit:
+            self._state.trail = statement.text
+        if verdict is not None and not self._library.is_plain(verdict):
+            refusal = self._too_many(verdict, statement.text) if statement is not None else None
+            if refusal is not None and whole:
+                self._refuse(refusal, done)
+                return length + 1
+            if statement is not None and verdict.deallocates and statement.body == _NO_TEXT:
+                self._exchange.edit(Op.EMPTY, _DEALLOCATED)
+                self._unprepare(verdict.deallocates)
+            elif statement is not None:
+                self._note(verdict, statement.text, _names_in(data, end) if verdict.dynamic else ())
+        rest = data[end : length + 1]
+        size = length + len(name) - (end - portal_end - 1)
+        self._exchange.book_extended()
+        done.append(b"B" + _int32.pack(size) + data[5 : portal_end + 1] + name + rest)
+        if not whole:
+            self._exchange.requests_rest = length + 1 - len(data)
+            return len(data)
+        return length + 1
+
+    def _describe(self, request: bytes, done: list[bytes]) -> int:
+        found = self._resolve(request[6:-1], done)
+        if found is None:
+            return self._plain(request, len(request) - 1, done)
+        self._book(message(b"D", b"S" + found[0] + b"\0"), done)
+        return len(request)
+
+    def _close(self, request: bytes, done: list[bytes]) -> int:
+        """A statement stays on the server for the others; Postgres takes a Close of what does not exist."""
+        name = request[6:-1]
+        client = self._client
+        if not name:
+            self._end_unnamed()
+        elif client.statements and name in client.statements:
+            statement = client.statements[name]
+            self._exchange.edit(Op.WATCH, undo=partial(self._keep, name, statement))
+            self._unprepare(name)
+        self._book(message(b"C", b"S" + self._foreign(name) + b"\0"), done)
+        return len(request)
+
+    def _resolve(self, name: bytes, done: list[bytes]) -> tuple[bytes, Statement | None] | None:
+        """Return the name on the server of a client's statement, parsed there now if need be, and the statement.
+
+        None: it is to go out as it is; Postgres has it, or will say that it does not exist.
+        """
+        client, exchange = self._client, self._exchange
+        if not name:
+            return self._resolve_unnamed(done)
+        statement = client.statements.get(name) if client.statements else None
+        if statement is None:
+            foreign = self._foreign(name)
+            return None if foreign is name else (foreign, None)
+        known = self._state.statements
+        server_name = known.use(statement)
+        if not server_name:
+            server_name = self._make_room(statement, done)
+            exchange.edit(Op.SWALLOW, undo=partial(known.forget, statement, server_name))
+            self._book(statement.parse(server_name), done)
+        return server_name, statement
+
+    def _resolve_unnamed(self, done: list[bytes]) -> tuple[bytes, Statement | None] | None:
+        exchange = self._exchange
+        statement = self._client.unnamed
+        if statement is None:
+            if exchange.unnamed is not None:
+                exchange.unnamed = None  # it is another client's
+                exchange.edit(Op.SWALLOW)
+                self._book(close_statement(b""), done)
+            return None
+        if exchange.unnamed is not statement:
+            exchange.unnamed = statement
+            exchange.edit(Op.SWALLOW, undo=partial(setattr, exchange, "unnamed", None))
+            self._book(statement.parse(b""), done)
+        return b"", statement
+
+    def _foreign(self, name: bytes) -> bytes:
+        """Return `name` such that it is none of the pooler's own on the server."""
+        return name + b"?" if name.startswith(PREFIX) and self._sharing.max_prepared else name
+
+    def _book(self, request: bytes, done: list[bytes]) -> None:
+        self._exchange.book_extended()
+        done.append(request)
+
+    def _refuse(self, error: ErrorFields, done: list[bytes]) -> None:
+        """Have the server fail in place of an extended request, and the client told why."""
+        self._end_unnamed()
+        self._exchange.edit(Op.ERROR, error_response(error))
+        self._book(message(b"P", b"\0" + _REFUSED.encode() + _NO_TEXT), done)
+
+    def _too_long(self, data: bytes, length: int, done: list[bytes]) -> int:
+        """A Parse too long to be kept."""
+        if data[5:6] != b"\0" and self._sharing.max_prepared:
+            raise ClientViolation(
+                f"a statement of {length} bytes can't be prepared under a name (no more than {TEXT_LIMIT})"
+            )
+        self._end_unnamed()
+        self._server.suspect(_UNREAD, data[6:_SHOWN])
+        return self._plain(data, length, done)
+
+
+def _both(first: partial[None], second: partial[None]) -> None:
+    second()
+    first()
+
+
+def _names_in(data: bytes, at: int) -> tuple[str, ...]:
+    """Return those parameters of a Bind, whose names end at `at`, that could be names of custom settings."""
+    try:
+        (formats,) = _int16(data, at + 1)
+        at += 3 + 2 * formats
+        (count,) = _int16(data, at)
+        at += 2
+        found = []
+        for _ in range(count):
+            (length,) = _int32.unpack_from(data, at)
+            at += 4
+            if length != 0xFFFFFFFF:
+                value = data[at : at + length]
+                at += length
+                if b"." in value and value.replace(b".", b"").replace(b"_", b"").isalnum() and value.isascii():
+                    found.append(value.decode())
+        return tuple(found)
+    except ValueError:
+        return ()

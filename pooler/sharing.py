@@ -1,0 +1,190 @@
+"""What the sessions of one pool have to know to share its servers in spite of session state.
+
+Here is decided what Postgres's answer about a session means: what follows the client, and what pins it. Asking, linking
+and sending are the sessions' affair.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Final, NamedTuple, final
+
+from pooler.ledger import Ledger
+from pooler.policy import Policy
+from protocol.parameters import ROLE, SESSION_USER, Profile, Profiles
+from protocol.question import Findings
+from protocol.sql import State, Verdict
+from protocol.statements import Library
+
+MOST_CUSTOM: Final = 200
+"""How many names of custom settings are asked for; Postgres does not list them."""
+MOST_FITTED: Final = 1000
+_IDENTITY: Final = (ROLE, SESSION_USER)
+
+
+class Fitted(NamedTuple):
+    """What a set of startup parameters comes to on a server of this pool."""
+
+    profile: Profile | None
+    welcome: bytes
+    """The ParameterStatus messages for a client with them."""
+
+
+@final
+class Suspicion:
+    """What statements may have done to a session, as far as their texts show it."""
+
+    __slots__ = ("custom", "leaves", "text")
+
+    def __init__(self, text: bytes) -> None:
+        self.leaves = State(0)
+        self.custom: set[str] = set()
+        """Names of custom settings that may have been set."""
+        self.text = text
+        """The first of those texts."""
+
+    def add(self, verdict: Verdict) -> None:
+        """Unite with what another text may have done."""
+        self.leaves |= verdict.leaves
+        self.custom.update(verdict.custom)
+
+
+class Judgement(NamedTuple):
+    """What is made of an answer."""
+
+    profile: Profile | None
+    """The client's from now on."""
+    pins: State
+    """Why it has to keep its server; 0 = it need not."""
+    hidden: State
+    """What no text had given reason to expect."""
+
+
+@final
+class Sharing:
+    """For one pool: policy, what is known of its clients' settings, how many may be pinned."""
+
+    __slots__ = (
+        "_custom",
+        "audit",
+        "fitted",
+        "ledger",
+        "library",
+        "max_pinned",
+        "max_prepared",
+        "pinned",
+        "pinning",
+        "policy",
+        "profiles",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        library: Library,
+        profiles: Profiles,
+        ledger: Ledger,
+        *,
+        max_prepared: int,
+        max_pinned: int,
+        audit: float = 0.0,
+    ) -> None:
+        """`max_prepared` is per server, 0 = names pass unchanged; `max_pinned` 0 = no limit; `audit` a share of 1."""
+        self.policy = policy
+        self.library = library
+        self.profiles = profiles
+        self.ledger = ledger
+        self.max_prepared = max_prepared
+        self.max_pinned = max_pinned
+        self.audit = audit
+        self.pinned = 0
+        """How many clients are pinned now."""
+        self.pinning = policy.pinned
+        """The classes that pin."""
+        self.fitted: dict[tuple[tuple[str, str], ...], Fitted] = {}
+        self._custom: set[str] = set()
+
+    @property
+    def full(self) -> bool:
+        """No further client may be pinned."""
+        return 0 < self.max_pinned <= self.pinned
+
+    def audits(self) -> bool:
+        """Tell whether to ask after this transaction, although nothing gave reason to."""
+        return random.random() < self.audit  # noqa: S311 - a sample, no secret
+
+    def remember_fitted(self, parameters: tuple[tuple[str, str], ...], fitted: Fitted) -> None:
+        """Remember what startup parameters come to, as functions always come with the same."""
+        if len(self.fitted) >= MOST_FITTED:
+            self.fitted.clear()
+        self.fitted[parameters] = fitted
+
+    def relevant(self, verdict: Verdict, pinned: State) -> bool:
+        """Tell whether Postgres is to be asked after a text, by a client that `pinned` pins already."""
+        return bool(verdict.asks or verdict.leaves & ~self.policy.ignored or verdict.undoes & pinned)
+
+    def custom_names(self, suspicion: Suspicion | None, *profiles: Profile | None) -> set[str]:
+        """Return the names of custom settings to ask for: of this client, its server, and all that were seen before."""
+        if suspicion is not None and len(self._custom) < MOST_CUSTOM:
+            self._custom |= {name.lower() for name in suspicion.custom}
+        names = set(self._custom)
+        if suspicion is not None:
+            names |= {name.lower() for name in suspicion.custom}
+        for profile in profiles:
+            if profile is not None:
+                names.update(name for name in profile.settings if "." in name)
+        return names
+
+    def judge(
+        self,
+        findings: Findings,
+        suspicion: Suspicion | None,
+        startup: Profile | None,
+        before: Profile | None,
+        held: State,
+    ) -> Judgement:
+        """Say what the answer about a client's session means.
+
+        `startup` and `before` are its settings at login and before the transaction, `held` is what pinned it before.
+        """
+        own = self._own_settings(findings.settings, suspicion, before)
+        settings = {**(startup.settings if startup else {}), **own}
+        after = self.profiles.of(settings)
+        # What it was reset to is what it logged in with: on the server it is gone, for the client it is not.
+        changed = State(0)
+        for name in {*settings, *(before.settings if before else {})}:
+            if settings.get(name) != (before.settings.get(name) if before else None):
+                changed |= State.IDENTITY if name in _IDENTITY else State.SETTING
+        expected = suspicion.leaves if suspicion is not None else State(0)
+        unknown = suspicion is not None and suspicion.leaves == 0  # DO, CALL and the like: not for their text to show
+        hidden = (findings.states & ~held | changed) & ~expected
+        pins = findings.states & self.pinning
+        pins |= self._pinned_settings(after, startup)
+        if suspicion is not None and State.LIBRARY in suspicion.leaves:
+            pins |= State.LIBRARY & self.pinning
+        pins |= held & State.LIBRARY
+        return Judgement(after if self._tracks(changed) else before, pins, State(0) if unknown else hidden)
+
+    def _own_settings(
+        self, found: Mapping[str, bytes], suspicion: Suspicion | None, before: Profile | None
+    ) -> dict[str, bytes]:
+        """Return what of the settings found is this client's.
+
+        A custom setting can't be unset: after another client it is left empty, where on a new connection it would
+        not be there. So an empty one counts only if this client has had its hands on it.
+        """
+        touched = {name.lower() for name in suspicion.custom} if suspicion is not None else set()
+        if before is not None:
+            touched |= before.settings.keys()
+        return {name: value for name, value in found.items() if value or "." not in name or name in touched}
+
+    def _pinned_settings(self, after: Profile | None, startup: Profile | None) -> State:
+        pins = State(0)
+        if self.pinning & (State.SETTING | State.IDENTITY) and after is not startup:
+            for name, value in (after.settings if after else {}).items():
+                if startup is None or startup.settings.get(name) != value:
+                    pins |= State.IDENTITY if name in _IDENTITY else State.SETTING
+        return pins & self.pinning
+
+    def _tracks(self, changed: State) -> bool:
+        """Ignored settings stay behind with the server, as in PgBouncer."""
+        return not changed & self.policy.ignored

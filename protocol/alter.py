@@ -1,0 +1,117 @@
+"""The backend scanner's slow sibling: passes replies on one by one, as the edits that were noted for them say."""
+
+from struct import Struct
+from typing import Final
+
+from protocol.backend import scan_replies
+from protocol.edits import Op
+from protocol.errors import ServerViolation
+from protocol.exchange import Exchange
+from protocol.kinds import (
+    BIND_COMPLETE,
+    CLOSE_COMPLETE,
+    COMMAND_COMPLETE,
+    EMPTY_QUERY_RESPONSE,
+    ERROR_RESPONSE,
+    NO_DATA,
+    NOTICE_RESPONSE,
+    NOTIFICATION_RESPONSE,
+    PARAMETER_STATUS,
+    PARSE_COMPLETE,
+    PORTAL_SUSPENDED,
+    READY_FOR_QUERY,
+    ROW_DESCRIPTION,
+)
+
+_header = Struct("!BI").unpack_from
+
+MAX_HELD: Final = 1 << 20
+"""Bytes. No reply that has to be whole before it can be passed on, or hidden, is longer."""
+
+_CLOSING: Final = frozenset(
+    (
+        PARSE_COMPLETE,
+        BIND_COMPLETE,
+        CLOSE_COMPLETE,
+        NO_DATA,
+        ROW_DESCRIPTION,
+        COMMAND_COMPLETE,
+        EMPTY_QUERY_RESPONSE,
+        PORTAL_SUSPENDED,
+    )
+)
+_NEEDED_WHOLE: Final = frozenset((ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS))
+_FOR_THE_CLIENT: Final = frozenset((NOTICE_RESPONSE, NOTIFICATION_RESPONSE))
+
+
+def alter_replies(exchange: Exchange, data: bytes) -> tuple[bytes, bool]:
+    """Strike off what `data` answers, as scan_replies() does, where there are edits.
+
+    Return what the client is told, and whether the server is free. What can't be told about until it is whole is kept
+    in exchange.held. Raises ServerViolation.
+    """
+    if exchange.held:
+        data = exchange.held + data
+        exchange.hold(b"")
+    told = []
+    free = False
+    end = len(data)
+    at = min(_begun(exchange, data), end)
+    if at:
+        free = scan_replies(exchange, data[:at])
+        told.append(data[:at])
+    while at < end:
+        if end - at < 5:
+            exchange.hold(data[at:])
+            break
+        kind, length = _header(data, at)
+        after = at + length + 1
+        hidden = exchange.hidden and kind not in _FOR_THE_CLIENT
+        if after > end and (hidden or kind in _NEEDED_WHOLE):
+            if length > MAX_HELD:
+                raise ServerViolation(f"a message of type {chr(kind)!r} is {length} bytes long", at)
+            exchange.hold(data[at:])
+            break
+        reply = data[at:after]
+        if hidden:
+            if kind == ERROR_RESPONSE:
+                exchange.hidden_error = reply[5:]
+        else:
+            told.append(exchange.take_inserts())
+            told.append(_altered(exchange, kind, reply))
+        if kind == READY_FOR_QUERY:
+            exchange.finish_head()
+        free = scan_replies(exchange, reply)
+        at = min(after, end)
+        if not hidden:
+            told.append(exchange.take_inserts())
+    return b"".join(told), free and not exchange.held
+
+
+def _begun(exchange: Exchange, data: bytes) -> int:
+    """Return how many bytes at the beginning of `data` belong to a reply that has been passed on in part."""
+    head = exchange.replies_head
+    if not head:
+        return exchange.replies_rest
+    if len(head) + len(data) < 5:
+        return len(data)
+    length: int = _header(head + data[:5])[1]
+    return length + 1 - len(head)
+
+
+def _altered(exchange: Exchange, kind: int, reply: bytes) -> bytes:
+    """Return what the client is told instead of `reply`; the edit is done with that."""
+    answered = exchange.answered
+    for edit in exchange.head_edits:
+        op = edit.op
+        if kind == ERROR_RESPONSE:
+            if op is Op.ERROR and edit.at <= answered:
+                return edit.reply  # on_error() drops the edit
+        elif op is Op.EMPTY:
+            if kind == EMPTY_QUERY_RESPONSE:
+                exchange.done(edit)
+                return edit.reply
+        elif kind in _CLOSING and edit.at == answered and op in (Op.SWALLOW, Op.WATCH):
+            exchange.done(edit)
+            return b"" if op is Op.SWALLOW else reply
+    return reply

@@ -1,0 +1,52 @@
+"""Edits: where what a client is told differs from what its server says.
+
+A named statement that this server lacks is parsed there ahead of its Bind, and the client must not see that reply; one
+that is there already is not parsed again, and the client must see one. Such differences are noted beside the request
+that they belong to, in the entry of the queue of owed replies (see exchange.py), so that an error that makes the
+server skip a request also drops what was noted for it.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import final
+
+
+class Op(Enum):
+    """What is done to a reply."""
+
+    WATCH = auto()  # nothing; but if the request is skipped after an error, what it was to bring about is undone
+    SWALLOW = auto()  # the reply is not passed on: the request was the pooler's own
+    INSERT = auto()  # a reply to a request that was not sent, passed on before the reply of the request that follows
+    ERROR = auto()  # the error that answers the request is replaced: the pooler has refused it
+    EMPTY = auto()  # the next EmptyQueryResponse is replaced: the statement was one that the pooler has carried out
+
+
+@final
+class Edit:
+    """One edit; `at` is the number of requests in the same run that were sent before the one it belongs to."""
+
+    __slots__ = ("at", "op", "reply", "undo")
+
+    def __init__(self, op: Op, at: int, reply: bytes = b"", undo: Callable[[], object] | None = None) -> None:
+        self.op = op
+        self.at = at
+        self.reply = reply
+        """What the client is told instead."""
+        self.undo = undo
+        """Called if the request fails or is skipped."""
+
+
+@final
+class Unit(int):
+    """An entry of Exchange.owed with edits. As an int it is what it would be without them."""
+
+    edits: list[Edit]
+    hidden: bool
+    """All of its replies are for the pooler."""
+
+    def __new__(cls, entry: int, edits: list[Edit] | None = None, *, hidden: bool = False) -> "Unit":
+        """Return the entry `entry` with `edits`, in the order of the requests they belong to."""
+        unit = super().__new__(cls, entry)
+        unit.edits = edits or []
+        unit.hidden = hidden
+        return unit

@@ -1,0 +1,131 @@
+"""The question that tells what a session has that is not the server's default, and the reading of its answer.
+
+One query over the catalogs, prepared once per connection, for it is asked outside of transactions and often. Names are
+qualified and operators, too: the session's search_path is its client's to choose.
+Source: PostgreSQL documentation, "System Catalogs" and "System Views".
+"""
+
+import binascii
+from collections.abc import Iterable
+from struct import Struct
+from typing import Final, NamedTuple
+
+from protocol.errors import ServerViolation
+from protocol.kinds import DATA_ROW
+from protocol.messages import SYNC, first_message, message, query, text_of
+from protocol.parameters import ROLE, SESSION_USER
+from protocol.sql import State
+
+NAME: Final = b"pgfunnel_question"
+"""What the question is prepared under."""
+
+_int16 = Struct("!H")
+_int32 = Struct("!i")
+
+_MAX_ROW: Final = 1 << 24
+
+_SELECT: Final = r"""
+SELECT s.k, pg_catalog.encode(pg_catalog.convert_to(s.n, pg_catalog.getdatabaseencoding()), 'hex'),
+ pg_catalog.encode(pg_catalog.convert_to(s.v, pg_catalog.getdatabaseencoding()), 'hex')
+FROM (
+SELECT 'setting' AS k, name AS n, setting AS v FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'
+UNION ALL SELECT 'setting', n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n
+ WHERE pg_catalog.current_setting(n, true) IS NOT NULL
+UNION ALL SELECT 'setting', 'role', pg_catalog.current_setting('role')
+ WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none'
+UNION ALL SELECT 'user', 'session_authorization', session_user::pg_catalog.text
+UNION ALL SELECT 'listen', c, '' FROM pg_catalog.pg_listening_channels() AS c
+UNION ALL SELECT 'prepared', name, '' FROM pg_catalog.pg_prepared_statements WHERE from_sql
+UNION ALL SELECT 'cursor', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
+UNION ALL SELECT 'advisory_lock', pg_catalog.count(*)::pg_catalog.text, '' FROM pg_catalog.pg_locks
+ WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
+ HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+UNION ALL SELECT 'temporary', pg_catalog.count(*)::pg_catalog.text, '' FROM pg_catalog.pg_depend
+ WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
+ AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()
+ HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+) AS s
+"""
+_SQL: Final = " ".join(_SELECT.split())
+
+
+class Findings(NamedTuple):
+    """What a session has that the server's defaults do not."""
+
+    settings: dict[str, bytes]
+    """As in parameters.Profile; role and session_authorization among them, where they are not the login's."""
+    states: State
+    """What else: LISTEN, PREPARED, CURSOR, ADVISORY_LOCK, TEMPORARY."""
+    details: list[str]
+    """What these are, in words: `listen jobs`."""
+
+
+def question(custom: Iterable[str], *, prepare: bool) -> bytes:
+    """Return the messages that ask; `custom` are names of settings that pg_settings does not show.
+
+    With `prepare` the question is parsed first, under NAME.
+    """
+    names = _array(custom).encode()
+    parameters = _int16.pack(1) + _int32.pack(len(names)) + names
+    # Closed first, for it may be there still: then it is no error, while to parse it again would be.
+    out = (
+        message(b"C", b"S" + NAME + b"\0") + message(b"P", NAME + b"\0" + _SQL.encode() + b"\0" + _int16.pack(0))
+        if prepare
+        else b""
+    )
+    out += message(b"B", b"\0" + NAME + b"\0" + _int16.pack(0) + parameters + _int16.pack(0))
+    return out + message(b"E", b"\0" + _int32.pack(0)) + SYNC
+
+
+def patient_question(custom: Iterable[str]) -> bytes:
+    """Return a Query that asks the same where the session's own time limits do not let it."""
+    names = "'" + _array(custom).replace("'", "''") + "'"
+    return query(f"BEGIN;SET LOCAL statement_timeout TO 0;{_SQL.replace('$1', names)};COMMIT")
+
+
+def _array(names: Iterable[str]) -> str:
+    """Return an array literal of those names that are plain: others can't be asked for in any client encoding."""
+    return "{" + ",".join(f'"{name}"' for name in sorted(names) if _is_plain(name)) + "}"
+
+
+def _is_plain(name: str) -> bool:
+    return name.isascii() and name.replace(".", "").replace("_", "").replace("$", "").isalnum()
+
+
+def read_answer(replies: bytes, login_user: str) -> Findings:
+    """Read the rows of the answer from all that the server has said. Raises ProtocolViolation."""
+    settings: dict[str, bytes] = {}
+    states = State(0)
+    details = []
+    while found := first_message(replies, _MAX_ROW):
+        kind, payload, size = found
+        replies = replies[size:]
+        if kind != DATA_ROW or _int16.unpack_from(payload)[0] != 3:
+            continue  # a set_config() that went ahead of the question has one column
+        what, name, value = _columns(payload)
+        if what == "setting":
+            settings[name] = value
+        elif what == "user":
+            if value != login_user.encode("utf-8", "surrogateescape"):
+                settings[SESSION_USER] = value
+        else:
+            states |= State[what.upper()]
+            details.append(f"{what} {name}")
+    if SESSION_USER in settings and settings.get(ROLE) == settings[SESSION_USER]:
+        del settings[ROLE]
+    return Findings(settings, states, details)
+
+
+def _columns(row: bytes) -> tuple[str, str, bytes]:
+    columns = []
+    at = 2
+    try:
+        for _ in range(_int16.unpack_from(row)[0]):
+            (length,) = _int32.unpack_from(row, at)
+            at += 4
+            columns.append(row[at : at + length])
+            at += length
+        what, name, value = columns
+        return what.decode(), text_of(binascii.unhexlify(name)), binascii.unhexlify(value)
+    except ValueError as error:
+        raise ServerViolation(f"unreadable answer about the session: {error}") from None

@@ -1,0 +1,236 @@
+"""Prepared statements: their texts, kept once for all clients, and which of them a server has under which name.
+
+A client's named statement is a Statement here: text and parameter types. A server that meets it for the first time
+parses it under a name of the pooler's, and has it for every client that uses the same. Only bookkeeping: who sends
+what is the sessions' affair. Source: PostgreSQL documentation, "Extended Query" and "PREPARE".
+"""
+
+from collections import OrderedDict
+from struct import Struct
+from typing import Final, NamedTuple, final
+
+from protocol.sql import State, Verdict, classify, is_plain_query
+
+PREFIX: Final = b"pgfunnel_"
+"""What names of statements on servers begin with."""
+TEXT_LIMIT: Final = 1 << 20
+"""Bytes. A longer text can't be prepared under a name, and an unnamed statement of that length ends at its Sync."""
+OVERHEAD: Final = 400
+"""Bytes that an entry takes beside its text, about."""
+
+_int32 = Struct("!I").pack
+
+
+@final
+class Statement:
+    """What a Parse says, without the name: text and parameter types."""
+
+    __slots__ = ("body", "search_path", "users", "verdict")
+
+    def __init__(self, body: bytes, verdict: Verdict, search_path: bytes = b"") -> None:
+        self.body = body
+        """The Parse message after the name: the text, a NUL, the parameter types."""
+        self.verdict = verdict
+        self.search_path = search_path
+        """Clients with different search paths don't share what they prepare: it may mean different tables."""
+        self.users = 0
+        """How many clients have it under a name."""
+
+    @property
+    def text(self) -> bytes:
+        """The SQL."""
+        return self.body[: self.body.index(0)]
+
+    def parse(self, name: bytes) -> bytes:
+        """Return a Parse message for it under `name`."""
+        return b"P" + _int32(len(name) + len(self.body) + 5) + name + b"\0" + self.body
+
+
+class LibraryFullError(Exception):
+    """There is no room for another statement's text."""
+
+
+class Library:
+    """The statements in use, each text once; `limit` is in bytes.
+
+    What no client has under a name is forgotten when the room is needed: it is only there to be recognised.
+    """
+
+    def __init__(self, limit: int, ignored: State, *, watch_all: bool = False) -> None:
+        """Texts that leave nothing but `ignored` behind are plain; with `watch_all` none is taken for that."""
+        self.limit = limit
+        self._watch_all = watch_all
+        by_sight = State.SEQUENCE in ignored and not watch_all
+        self.is_plain_query = is_plain_query if by_sight else self._is_plain_query
+        """Tells whether a chunk is one Query that leaves nothing behind in a session."""
+        self._ignored = ignored
+        self._known: dict[bytes, Statement] = {}
+        self._by_path: dict[tuple[bytes, bytes], Statement] = {}
+        self.plain: dict[bytes, Statement] = {}
+        """Those, by body, that leave nothing behind in a session: all that the hot path needs to know."""
+        self._verdicts: dict[bytes, Verdict] = {}
+        self.bytes = 0
+        """What the texts take, in all."""
+        self.evicted = 0
+        """How many have been forgotten."""
+        self.parses = 0
+        """How often one was prepared on a server."""
+        self._sweep_at = limit // 4
+        self.schema_epoch = 0
+        """How often a statement has passed that may have changed what others return."""
+        self.plan_epoch = 0
+        """How often a server has found that out by itself ("cached plan must not change result type")."""
+
+    @property
+    def count(self) -> int:
+        """How many statements are known."""
+        return len(self._known) + len(self._by_path)
+
+    def find(self, body: bytes) -> Statement:
+        """Return the statement with this body."""
+        statement = self._known.get(body)
+        if statement is None:
+            self._make_room(len(body) + OVERHEAD)
+            statement = Statement(body, classify(body[: body.index(0)]))
+            if self.bytes < self.limit:
+                self._known[body] = statement
+                self.bytes += len(body) + OVERHEAD
+                if self.is_plain(statement.verdict) and not self._watch_all:
+                    self.plain[body] = statement
+        return statement
+
+    def find_named(self, body: bytes, search_path: bytes) -> Statement:
+        """Return the statement for clients with this search_path (empty = the server's), to be kept: see release().
+
+        Raises LibraryFullError.
+        """
+        statement = self.find(body)
+        if self._known.get(body) is not statement:
+            raise LibraryFullError
+        if search_path:
+            base = statement
+            statement = self._by_path.get((body, search_path)) or Statement(base.body, base.verdict, search_path)
+            if (body, search_path) not in self._by_path:
+                self._by_path[base.body, search_path] = statement
+                self.bytes += OVERHEAD
+        statement.users += 1
+        return statement
+
+    def release(self, statement: Statement) -> None:
+        """A client does not have `statement` under a name any more."""
+        statement.users -= 1
+
+    def is_plain(self, verdict: Verdict) -> bool:
+        """Tell whether a text with this verdict need not be watched."""
+        asks, executes = verdict.asks, verdict.executes or verdict.ddl or verdict.deallocates
+        return not (asks or executes or verdict.undoes or verdict.leaves & ~self._ignored)
+
+    def _is_plain_query(self, data: bytes) -> bool:
+        return not self._watch_all and is_plain_query(data) and self.is_plain(self.verdict(data[5:-1]))
+
+    def verdict(self, text: bytes) -> Verdict:
+        """Return the verdict on a text, remembered for those that come again."""
+        verdict = self._verdicts.get(text)
+        if verdict is None:
+            verdict = classify(text)
+            if len(text) <= 1024:
+                if len(self._verdicts) >= 2000:
+                    self._verdicts.clear()
+                self._verdicts[text] = verdict
+        return verdict
+
+    def _make_room(self, size: int) -> None:
+        if self.bytes + size <= min(self._sweep_at, self.limit):
+            return
+        paths = {path for path, statement in self._by_path.items() if not statement.users}
+        for path in paths:
+            del self._by_path[path]
+        kept = {body for body, _ in self._by_path}
+        gone = [body for body, each in self._known.items() if not each.users and body not in kept]
+        for body in gone:
+            del self._known[body]
+            self.plain.pop(body, None)
+        self.evicted += len(gone)
+        self.bytes -= sum(len(body) + OVERHEAD for body in gone) + len(paths) * OVERHEAD
+        # Next time when there is as much to find again: most of the time nobody looks.
+        self._sweep_at = max(self.limit // 4, 2 * self.bytes)
+
+
+class Copy(NamedTuple):
+    """A statement on a server."""
+
+    name: bytes
+    schema_epoch: int
+    plan_epoch: int
+
+
+@final
+class ServerStatements:
+    """What one server has prepared, the one used last at the end; `most` of them."""
+
+    __slots__ = ("_copies", "_library", "_made", "_most", "_surplus")
+
+    def __init__(self, library: Library, most: int) -> None:
+        self._library = library
+        self._most = most
+        self._copies: OrderedDict[Statement, Copy] = OrderedDict()
+        self._made = 0
+        self._surplus: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def use(self, statement: Statement) -> bytes:
+        """Return the name that the server has it under; empty if it does not have it, or not fit for use any more."""
+        copy = self._copies.get(statement)
+        if copy is None or copy.plan_epoch != self._library.plan_epoch:
+            return b""
+        self._copies.move_to_end(statement)
+        return copy.name
+
+    def has_current(self, statement: Statement) -> bool:
+        """Tell whether it is there, and as it would be if it were parsed now."""
+        copy = self._copies.get(statement)
+        library = self._library
+        return copy is not None and copy[1:] == (library.schema_epoch, library.plan_epoch)
+
+    def add(self, statement: Statement) -> bytes:
+        """Return a name under which it is to be parsed now; what that replaces becomes surplus()."""
+        self._drop(statement)
+        if len(self._copies) >= self._most:
+            self._drop(next(iter(self._copies)))
+        self._made += 1
+        self._library.parses += 1
+        name = PREFIX + b"%d" % self._made
+        self._copies[statement] = Copy(name, self._library.schema_epoch, self._library.plan_epoch)
+        return name
+
+    def _drop(self, statement: Statement) -> None:
+        copy = self._copies.pop(statement, None)
+        if copy is not None:
+            self._surplus.append(copy.name)
+
+    def surplus(self) -> list[bytes]:
+        """Return the names that are to be closed on the server, once."""
+        surplus, self._surplus = self._surplus, []
+        return surplus
+
+    def return_surplus(self, name: bytes) -> None:
+        """It was not closed after all."""
+        self._surplus.append(name)
+
+    def forget(self, statement: Statement, name: bytes) -> None:
+        """It was not parsed after all."""
+        copy = self._copies.get(statement)
+        if copy is not None and copy.name == name:
+            del self._copies[statement]
+
+    def clear(self) -> None:
+        """The server has dropped all of them."""
+        self._copies.clear()
+        self._surplus.clear()
+
+
+def close_statement(name: bytes) -> bytes:
+    """Return a Close of a prepared statement."""
+    return b"C" + _int32(len(name) + 6) + b"S" + name + b"\0"
