@@ -12,9 +12,6 @@ from typing import Final, NamedTuple
 TOKEN_LIMIT: Final = 20_000
 """Tokens. A text that has more is given up: it may not keep the event loop for longer than some 10 milliseconds."""
 
-TEXT_LIMIT: Final = 1 << 20
-"""Bytes. As above, for texts that are long without having many tokens."""
-
 DOUBT: Final = b""
 """Stands before what can be read in more than one way, and in place of what has no end."""
 
@@ -22,8 +19,7 @@ DOUBT: Final = b""
 class Lexed(NamedTuple):
     """The tokens of a text, and the offset at which each of them begins.
 
-    A token is its own bytes, and only unquoted words are changed, to lower case. Strings of all kinds end with ' or $,
-    quoted names with ", and no other token of more than one byte does.
+    A token is its own bytes. Only unquoted words are changed, to lower case, as the server does it.
     """
 
     tokens: list[bytes]
@@ -72,17 +68,38 @@ _DOUBTFUL: Final[Mapping[int, Callable[[bytes], object]]] = {
 }
 
 
-def lex(text: bytes) -> Lexed:
-    """Cut `text` into tokens."""
+def lex(text: bytes, limit: int = TOKEN_LIMIT) -> Lexed:
+    """Cut `text` into tokens, at most `limit` of them."""
     tokens: list[bytes] = []
     starts: list[int] = []
-    at: int | None = 0 if len(text) <= TEXT_LIMIT else None
-    left = TOKEN_LIMIT
-    while at is not None and left > 0:
+    at: int | None = 0
+    while at is not None and limit > 0:
         before = len(tokens)
-        at = _run(text, at, left, tokens, starts)
-        left -= len(tokens) - before + 1
-    return Lexed(tokens, starts, at is None and len(text) <= TEXT_LIMIT)
+        at = _run(text, at, limit, tokens, starts)
+        limit -= len(tokens) - before + 1
+    return Lexed(tokens, starts, at is None)
+
+
+def name_of(token: bytes) -> bytes:
+    """Return what an identifier says."""
+    return token[1:-1].replace(b'""', b'"') if token[:1] == b'"' else token
+
+
+def is_string(token: bytes) -> bool:
+    """Tell whether `token` is a string of any kind."""
+    return token[-1:] == b"'" or (token[:1] == token[-1:] == b"$" and len(token) > 1)
+
+
+def string_of(token: bytes) -> bytes | None:
+    """Return what a string says; None if `token` is none, or one with escapes."""
+    if token[:1] == b"'":
+        return token[1:-1].replace(b"''", b"'")
+    if is_string(token) and token[:1] == b"$":
+        tag = token.index(b"$", 1) + 1
+        return token[tag:-tag]
+    if token[:2] in (b"E'", b"e'") and b"\\" not in token and b"'" not in token[2:-1]:
+        return token[2:-1]
+    return None
 
 
 def _run(text: bytes, at: int, limit: int, tokens: list[bytes], starts: list[int]) -> int | None:
