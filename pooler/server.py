@@ -203,6 +203,9 @@ class ServerSession(asyncio.Protocol):
         try:
             if exchange.edited:
                 data, free = alter_replies(exchange, data)
+                if exchange.hidden_error is not None and client is not None:
+                    self._not_dressed(client)
+                    return
             else:
                 free = scan_replies(exchange, data)
         except ServerViolation:
@@ -215,9 +218,6 @@ class ServerSession(asyncio.Protocol):
                 self._advance()
             elif exchange.error_unanswered or not exchange.quiet:
                 self.end(Reason.SERVER_LOST)  # it announces that it goes; or half a message came that nobody can lend
-            return
-        if exchange.hidden_error is not None:
-            self._not_dressed(client)
             return
         client.transport.write(data)
         if free:

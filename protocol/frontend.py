@@ -4,8 +4,9 @@ Hot path: called once per chunk; one header look-up per message, no payload is s
 stops before what is more than plain forwarding: named statements, and texts that may leave something in the session.
 """
 
+from collections.abc import Mapping
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final, Protocol, final
 
 from protocol.errors import ClientViolation
 from protocol.exchange import NORMAL, OWED_QUERY, Exchange
@@ -86,8 +87,19 @@ class Holder(Protocol):
     """Its unnamed statement, which lives on after the server has gone to somebody else."""
 
 
+@final
+class _Nobody:
+    """Whose session state is not watched."""
+
+    unnamed: Statement | None = None
+
+
+_NOBODY: Final = _Nobody()
+_UNWATCHED: Final[Mapping[bytes, Statement]] = {}
+
+
 def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
-    exchange: Exchange, data: bytes, max_size: int, holder: Holder | None = None, library: Library | None = None
+    exchange: Exchange, data: bytes, max_size: int, holder: Holder = _NOBODY, library: Library | None = None
 ) -> int:
     """Book the requests in `data`, and return how many of its bytes are to be sent to the server now.
 
@@ -105,7 +117,17 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
             exchange.requests_rest = at - end
             return end
         exchange.requests_rest = 0
-    actions = _WATCHED_ACTIONS if library is not None else _ACTIONS
+    if library is None:
+        actions, plain = _ACTIONS, _UNWATCHED
+    else:
+        actions, plain = _WATCHED_ACTIONS, library.plain
+        if end and data[0] == QUERY and not at and library.is_plain_query(data):
+            holder.unnamed = exchange.unnamed = None  # a Query ends it
+            if exchange.mode == NORMAL and not exchange.run:
+                exchange.owed.append(OWED_QUERY)
+            else:
+                exchange.book_query()
+            return end
     parsed = False
     last = end - 5
     while at <= last:
@@ -120,25 +142,22 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
                 if length < HOLD_LIMIT and action != _COPY_DATA:
                     return at
                 exchange.requests_rest = after - end
-        if action > _TERMINATE and library is not None and holder is not None:
-            if action == _ANY_QUERY:
-                if at or not library.is_plain_query(data):
+        if action > _TERMINATE:
+            if action == _BIND:
+                if not parsed or data[at + 5] or data[at + 6]:
                     return ~at
-                holder.unnamed = exchange.unnamed = None  # a Query ends it
-                action = _QUERY
+            elif action == _NAMED:
+                if data[at + 5] == _STATEMENT:
+                    return ~at
+            elif action == _PARSE:
+                statement = None if data[at + 5] else plain.get(data[at + 6 : after])
+                if statement is None:
+                    return ~at
+                holder.unnamed = exchange.unnamed = statement
+                parsed = True
             else:
-                if action == _PARSE:
-                    statement = None if data[at + 5] else library.plain.get(data[at + 6 : after])
-                    if statement is None:
-                        return ~at
-                    holder.unnamed = exchange.unnamed = statement
-                    parsed = True
-                elif action == _BIND:
-                    if not parsed or data[at + 5] or data[at + 6]:
-                        return ~at
-                elif data[at + 5] == _STATEMENT:
-                    return ~at
-                action = _EXTENDED
+                return ~at
+            action = _EXTENDED
         if action == _EXTENDED:
             if exchange.mode == NORMAL:
                 exchange.run += 1
