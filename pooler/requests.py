@@ -320,19 +320,12 @@ class _Care:
         if found is None:
             return self._plain(data, length, done)
         name, statement = found
-        verdict = statement.verdict if statement is not None else None
-        if statement is not None and self._sharing.audit:
-            self._state.trail = statement.text
-        if verdict is not None and not self._library.is_plain(verdict):
-            refusal = self._too_many(verdict, statement.text) if statement is not None else None
-            if refusal is not None and whole:
+        if statement is not None and not statement.plain:
+            refusal = self._too_many(statement.verdict, statement.text) if whole else None
+            if refusal is not None:
                 self._refuse(refusal, done)
                 return length + 1
-            if statement is not None and verdict.deallocates and statement.body == _NO_TEXT:
-                self._exchange.edit(Op.EMPTY, _DEALLOCATED)
-                self._unprepare(verdict.deallocates)
-            elif statement is not None:
-                self._note(verdict, statement.text, _names_in(data, end) if verdict.dynamic else ())
+            self._about_to_run(statement, data, end)
         rest = data[end : length + 1]
         size = length + len(name) - (end - portal_end - 1)
         self._exchange.book_extended()
@@ -341,6 +334,17 @@ class _Care:
             self._exchange.requests_rest = length + 1 - len(data)
             return len(data)
         return length + 1
+
+    def _about_to_run(self, statement: Statement, bind: bytes, names_end: int) -> None:
+        """Note what a statement that is bound, and not plain, may do."""
+        verdict, text = statement.verdict, statement.text
+        if self._sharing.audit:
+            self._state.trail = text
+        if verdict.deallocates and statement.body == _NO_TEXT:
+            self._exchange.edit(Op.EMPTY, _DEALLOCATED)
+            self._unprepare(verdict.deallocates)
+        else:
+            self._note(verdict, text, _names_in(bind, names_end) if verdict.dynamic else ())
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
         found = self._resolve(request[6:-1], done)

@@ -25,12 +25,14 @@ _int32 = Struct("!I").pack
 class Statement:
     """What a Parse says, without the name: text and parameter types."""
 
-    __slots__ = ("body", "search_path", "users", "verdict")
+    __slots__ = ("body", "plain", "search_path", "users", "verdict")
 
-    def __init__(self, body: bytes, verdict: Verdict, search_path: bytes = b"") -> None:
+    def __init__(self, body: bytes, verdict: Verdict, search_path: bytes = b"", *, plain: bool = False) -> None:
         self.body = body
         """The Parse message after the name: the text, a NUL, the parameter types."""
         self.verdict = verdict
+        self.plain = plain
+        """It leaves nothing behind in a session, so that it need not be watched when it runs."""
         self.search_path = search_path
         """Clients with different search paths don't share what they prepare: it may mean different tables."""
         self.users = 0
@@ -91,11 +93,12 @@ class Library:
         statement = self._known.get(body)
         if statement is None:
             self._make_room(len(body) + OVERHEAD)
-            statement = Statement(body, classify(body[: body.index(0)]))
+            verdict = classify(body[: body.index(0)])
+            statement = Statement(body, verdict, plain=self.is_plain(verdict) and not self._watch_all)
             if self.bytes < self.limit:
                 self._known[body] = statement
                 self.bytes += len(body) + OVERHEAD
-                if self.is_plain(statement.verdict) and not self._watch_all:
+                if statement.plain:
                     self.plain[body] = statement
         return statement
 
@@ -109,7 +112,9 @@ class Library:
             raise LibraryFullError
         if search_path:
             base = statement
-            statement = self._by_path.get((body, search_path)) or Statement(base.body, base.verdict, search_path)
+            statement = self._by_path.get((body, search_path)) or Statement(
+                base.body, base.verdict, search_path, plain=base.plain
+            )
             if (body, search_path) not in self._by_path:
                 self._by_path[base.body, search_path] = statement
                 self.bytes += OVERHEAD
