@@ -18,6 +18,9 @@ NEEDLES: Final = ("pg_", "set_config", "set_limit", "dblink_")
 
 SEQUENCE_FUNCTIONS: Final = ("nextval", "currval", "lastval", "setval", "setseed")
 
+DYNAMIC: Final = Verdict(leaves=State.SETTING, asks=True, dynamic=True)
+"""A setting is set whose name the text does not tell: it may be the role as well."""
+
 _SETS: Final = Verdict(leaves=State.SETTING)
 _SETS_IDENTITY: Final = Verdict(leaves=State.IDENTITY)
 
@@ -128,7 +131,7 @@ def _set_config(tokens: Sequence[bytes]) -> Verdict:
     if len(arguments) == 3 and depth < 0 and _is_true(arguments[2]):
         return HARMLESS
     name = _literal(arguments[0], b"text", b"varchar")
-    return setting(name) if name else Verdict(leaves=State.SETTING, asks=True, dynamic=True)
+    return setting(name) if name else DYNAMIC
 
 
 def _is_true(argument: list[bytes]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Final
 
-from protocol.functions import calls, setting, settings_in_body
+from protocol.functions import DYNAMIC, calls, setting, settings_in_body
 from protocol.lexer import DOUBT, name_of
 from protocol.verdict import ASKS, HARMLESS, UNKNOWN, State, Verdict, unite
 
@@ -114,14 +114,16 @@ def _reset(tokens: Tokens) -> Verdict:
 
 def _set_or_reset(tokens: Tokens, at: int, *, undoes: bool) -> Verdict:
     """Judge a SET or RESET of the setting whose name begins at `at`."""
-    if _word(tokens, at) == b"session" and _word(tokens, at + 1) == b"authorization":
-        name = b"session_authorization"
+    parts = [_word(tokens, at)]
+    while _word(tokens, at + 1) == b".":
+        at += 2
+        parts.append(_word(tokens, at))
+    if parts == [b"session"] and _word(tokens, at + 1) == b"authorization":
+        verdict = setting(b"session_authorization")
+    elif DOUBT in parts:
+        verdict = DYNAMIC
     else:
-        name = name_of(_word(tokens, at))
-        while _word(tokens, at + 1) == b".":
-            at += 2
-            name += b"." + name_of(_word(tokens, at))
-    verdict = setting(name)
+        verdict = setting(b".".join(map(name_of, parts)))
     return verdict._replace(undoes=verdict.leaves, asks=True) if undoes else verdict
 
 
