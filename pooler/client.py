@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
+from pooler.hold import ASKING, BLOCKED, PARTING
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
-from pooler.server import ASKING, BLOCKED, PARTING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
 from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal

@@ -12,11 +12,12 @@ from config.settings import Settings
 from pooler.advice import advise
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
+from pooler.hold import PARTING, PINNED
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
-from pooler.server import PARTING, PINNED, ServerSession
+from pooler.server import ServerSession
 from pooler.sockets import has_hung_up
 from protocol.kinds import IDLE
 

@@ -10,8 +10,9 @@ from struct import Struct
 from typing import Final, Protocol
 
 from pooler.advice import advise
+from pooler.hold import RESHAPED
 from pooler.reasons import Ending
-from pooler.server import RESHAPED, ServerSession
+from pooler.server import ServerSession
 from pooler.session import application_of, too_many_pinned
 from protocol.edits import Op
 from protocol.errors import ClientViolation

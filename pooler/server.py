@@ -7,73 +7,36 @@ reset, or checked.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from enum import IntEnum, auto
-from typing import Final, NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, final
 
+from pooler.hold import (
+    ASK,
+    ASKING,
+    AUDIT,
+    CANCELLING,
+    CHECK,
+    CHOKED,
+    NEWS,
+    PARTING,
+    PINNED,
+    RESET,
+    RESHAPED,
+    RETIRED,
+    SESSION,
+    STUFFED,
+)
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.session import SessionState
-from pooler.sharing import Fitted
+from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
 from protocol.backend import scan_replies
-from protocol.errors import ProtocolViolation, ServerViolation
-from protocol.exchange import COPYING_IN, SKIPPING, Exchange
-from protocol.frontend import scan_requests
-from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE
-from protocol.messages import SYNC, TERMINATE, ErrorFields, all_of_kind, first_message, message, query, read_error
-from protocol.parameters import Profile, change, fit
-from protocol.question import Findings, read_answer
-from protocol.sql import State, Verdict
-
-# Why a server that is free can't be released right away; bits of ServerSession.hold.
-SESSION: Final = 1  # session mode: it stays with its client
-CANCELLING: Final = 2  # a CancelRequest is on its way to it
-RETIRED: Final = 4  # it is to be closed
-CHOKED: Final = 8  # its client reads too slowly, so it is not read from
-STUFFED: Final = 16  # it reads too slowly itself, so its client is not read from
-RESET: Final = 32  # server_reset_query_always
-CHECK: Final = 64  # server_check_delay = 0: checked each time
-PARTING: Final = 128  # its client has said good-bye, and goes when it has its answers
-ASK: Final = 256  # its client may have left something in the session
-ASKING: Final = 512  # it is asked on account of its client, who has to wait
-PINNED: Final = 1024  # its client has left something that no other server has
-AUDIT: Final = 2048  # it is asked now and then, whatever its clients do
-NEWS: Final = 4096  # Postgres has told of a setting that it reports
-RESHAPED: Final = 8192  # a statement has run that may have changed what others return
-
-BLOCKED: Final = CANCELLING | ASKING
-"""While one of these is set, a client that is linked may have to wait."""
-
-_ANY_SIZE: Final = 1 << 32
-_MAX_ANSWER: Final = 1 << 24
-_DISCARD: Final = "DISCARD ALL"
-_COPY_FAIL: Final = message(b"f", b"the client has gone\0")
-
-
-class Step(IntEnum):
-    """Where a server is on its way from one client back to the pool; each step may be left out."""
-
-    DRAIN = auto()  # all that its client has asked for is to be answered, and no cancel to be on its way
-    ROLLBACK = auto()  # what its client has left open is to be undone
-    ASK = auto()  # what the session holds
-    ASK_PATIENTLY = auto()  # the same, where the session's own limits were in the way
-    DISCARD = auto()  # what had pinned a client that is gone
-    PROOF = auto()  # that nothing of it is left
-    FIT = auto()  # a client's startup parameters are tried on
-    RESET = auto()  # server_reset_query
-    CHECK = auto()  # server_check_query
-    HOME = auto()  # it is free, or lent
-
-
-_FAILED: Final = {
-    Step.ROLLBACK: Reason.SERVER_UNCLEAN,
-    Step.ASK: Reason.SERVER_UNCLEAN,
-    Step.ASK_PATIENTLY: Reason.SERVER_UNCLEAN,
-    Step.DISCARD: Reason.SERVER_UNCLEAN,
-    Step.PROOF: Reason.SERVER_UNCLEAN,
-    Step.RESET: Reason.SERVER_RESET_FAILED,
-    Step.CHECK: Reason.SERVER_CHECK_FAILED,
-}
+from protocol.errors import ServerViolation
+from protocol.exchange import Exchange
+from protocol.kinds import IDLE
+from protocol.messages import TERMINATE, read_error
+from protocol.parameters import Profile, change
+from protocol.sql import Verdict
 
 
 class Borrower(Protocol):
@@ -125,12 +88,9 @@ class ServerSession(asyncio.Protocol):
     """One connection to Postgres, logged in."""
 
     __slots__ = (
-        "_answer",
         "_counted",
         "_duties",
-        "_errors_before",
-        "_fitting",
-        "_step",
+        "_way",
         "asker",
         "client",
         "connected_at",
@@ -180,16 +140,13 @@ class ServerSession(asyncio.Protocol):
         self.seen_queries = 0
         self.seen_quiet = True
         self.seen_at = 0.0
-        self._step = Step.HOME
-        self._errors_before = 0
+        self._way = WayBack(self, duties)
         self._counted = 0
         self.state = state
         self.profile: Profile | None = None
         """The settings that its session has."""
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
-        self._answer = b""
-        self._fitting: Callable[[Fitted | ErrorFields | None], None] | None = None
         self.exchange.on_parameter = self._parameter_reported
         if state.sharing.audit and not duties.session_mode:
             self.hold |= AUDIT
@@ -212,10 +169,8 @@ class ServerSession(asyncio.Protocol):
             self.end(Reason.SERVER_VIOLATION)
             return
         if client is None:
-            if self._step is not Step.HOME:
-                if Step.ASK <= self._step <= Step.FIT:
-                    self._answer += data
-                self._advance()
+            if self._way.step is not Step.HOME:
+                self._way.take(data)
             elif exchange.error_unanswered or not exchange.quiet:
                 self.end(Reason.SERVER_LOST)  # it announces that it goes; or half a message came that nobody can lend
             return
@@ -245,25 +200,25 @@ class ServerSession(asyncio.Protocol):
             self.client = None
             self.asker = client
             self.hold |= ASK | ASKING
-            self._drain()
+            self._way.begin()
         elif self.hold & PINNED:
             self.since = 0.0
         else:
-            self._part(client)
-            self._drain()
+            self.part(client)
+            self._way.begin()
 
     def unlink(self) -> None:
         """Take it back from a client that has sent nothing that it would answer."""
         client = self.client
         if client is None or self.hold & (SESSION | PINNED):
             return
-        self._part(client)
+        self.part(client)
         if self.hold & ~(RESET | CHECK | AUDIT):
-            self._drain()
+            self._way.begin()
         else:
             self.pool.put(self)
 
-    def _part(self, client: Borrower) -> None:
+    def part(self, client: Borrower) -> None:
         """Cut the link; what either side's slowness has stopped on the other goes on."""
         if self.hold & CHOKED:
             # The client has its whole answer in our buffer: it need not read that for the server to be free.
@@ -294,7 +249,7 @@ class ServerSession(asyncio.Protocol):
         if self.exchange.requests_rest:
             self.end(Reason.SERVER_UNCLEAN)  # it waits for the rest of a request that nobody can complete
         else:
-            self._drain()
+            self._way.begin()
 
     def pause_writing(self) -> None:
         """The server reads too slowly: stop its client."""
@@ -307,8 +262,8 @@ class ServerSession(asyncio.Protocol):
         self.hold &= ~STUFFED
         if self.client is not None:
             self.client.transport.resume_reading()
-        elif self._step is not Step.HOME:
-            self._advance()
+        elif self._way.step is not Step.HOME:
+            self._way.advance()
 
     def choke(self) -> None:
         """Its client reads too slowly: stop reading from it, unless what comes is for the pooler."""
@@ -330,111 +285,23 @@ class ServerSession(asyncio.Protocol):
         self.hold &= ~CANCELLING
         if self.client is not None:
             self.client.proceed()
-        elif self._step is not Step.HOME:
-            self._advance()
+        elif self._way.step is not Step.HOME:
+            self._way.advance()
 
-    # --- on the way back to the pool
-
-    def _drain(self) -> None:
-        self._step = Step.DRAIN
-        self.since = self._duties.now()
-        if self.hold & CHOKED:
-            self.transport.resume_reading()
-        self._advance()
-
-    def _advance(self) -> None:
-        """Go on with the way back as far as it goes now; called whenever something on it has changed."""
-        exchange = self.exchange
-        step = self._step
-        if step is Step.DRAIN:
-            self._finish_requests()
-        if not exchange.quiet or self.hold & (CANCELLING | STUFFED):
-            if len(self._answer) > _MAX_ANSWER:
-                self.end(Reason.SERVER_VIOLATION)
-            return
-        failed = step is not Step.DRAIN and exchange.errors != self._errors_before
-        if step is Step.FIT:
-            self._fitted(failed=failed)
-        elif failed and step is Step.ASK:
-            self._ask(Step.ASK_PATIENTLY)
-        elif failed or (exchange.status != IDLE and step is not Step.DRAIN):
-            self.end(_FAILED[step])
-        elif exchange.status != IDLE:
-            self._query(Step.ROLLBACK, "ROLLBACK")
-        elif step in (Step.ASK, Step.ASK_PATIENTLY, Step.PROOF):
-            self._take_answer()
-        elif step is Step.DISCARD:
-            self.state.discarded()
-            self._ask(Step.PROOF)
-        elif step < Step.ASK and self.hold & (ASK | PINNED):
-            self._ask(Step.ASK)
-        else:
-            self._go_home()
-
-    def _go_home(self) -> None:
-        """Of what is in the session the pool knows: take the last steps of the way back."""
-        duties = self._duties
-        if self._step is Step.RESET and duties.reset_query.strip(" ;").upper() == _DISCARD:
-            self.profile = None
-            self.state.discarded()
-        client, self.asker = self.asker, None
-        if client is not None:
-            self.hold &= ~ASKING
-            self._part(client)
-        if self.hold & RETIRED:
-            self.end(self.retired_for)
-        elif self._step < Step.RESET and duties.reset_query:
-            self._query(Step.RESET, duties.reset_query)
-        elif self._step < Step.CHECK and duties.check_always:
-            self.pool.testing += 1
-            self.check()
-        else:
-            self._step = Step.HOME
-            if self.testing:
-                self.testing = False
-                self.pool.tested(self)
-            else:
-                self.pool.put(self)
-        if client is not None:
-            client.proceed()
-
-    def _finish_requests(self) -> None:
-        """Send what is missing of a vanished client's requests, so that they come to an end."""
-        exchange = self.exchange
-        missing = b""
-        if exchange.mode == COPYING_IN:
-            missing = _COPY_FAIL
-        if exchange.unsynced:
-            # A Sync alone would commit what the run has done.
-            missing += SYNC if exchange.mode == SKIPPING else query("ROLLBACK") + SYNC
-        if missing:
-            scan_requests(exchange, missing, _ANY_SIZE)
-            self.transport.write(missing)
-
-    def _query(self, step: "Step", sql: str) -> None:
-        """Send a query of the pooler's own; of its results only errors count."""
-        self._send(step, query(sql))
-
-    def _send(self, step: Step, requests: bytes) -> None:
-        self._step = step
-        self._errors_before = self.exchange.errors
-        self._answer = b""
-        self.since = self._duties.now()
-        scan_requests(self.exchange, requests, _ANY_SIZE)
-        self.exchange.unnamed = None
-        self.transport.write(requests)
-
-    def check(self) -> None:
-        """See ServerLike.check."""
-        self.testing = True
-        self._query(Step.CHECK, self._duties.check_query)
+    # --- on the pooler's own account
 
     @property
     def cleaning(self) -> bool:
         """It is on the way back to the pool, or being checked."""
-        return self._step is not Step.HOME
+        return self._way.step is not Step.HOME
 
-    # --- session state
+    def check(self) -> None:
+        """See ServerLike.check."""
+        self._way.check()
+
+    def try_on(self, parameters: Mapping[str, str], done: Fit) -> None:
+        """Find out what a client's startup parameters come to."""
+        self._way.try_on(parameters, done)
 
     def dress(self, profile: Profile | None) -> None:
         """Give the session the settings of the client that is being linked, ahead of what that sends."""
@@ -474,88 +341,6 @@ class ServerSession(asyncio.Protocol):
         changed = self.state.take_changes() if hold & NEWS else False
         return bool(hold & ASK) or changed or (bool(hold & AUDIT) and self.state.sharing.audits())
 
-    def _ask(self, step: Step) -> None:
-        state, pool = self.state, self.pool
-        profiles = (self.profile, self.asker.profile if self.asker is not None else None)
-        patient = step is Step.ASK_PATIENTLY
-        self._send(step, state.patient_question(*profiles) if patient else state.question(*profiles))
-        state.sharing.ledger.asked(pool.user, pool.database)
-
-    def _take_answer(self) -> None:
-        """Postgres has said what the session holds."""
-        client = self.asker
-        try:
-            findings = read_answer(self._answer, self.pool.user)
-            notifications = all_of_kind(self._answer, NOTIFICATION_RESPONSE)
-        except ProtocolViolation:
-            self.end(Reason.SERVER_VIOLATION)
-            return
-        self.hold &= ~ASK
-        self.profile = self.state.sharing.profiles.of(findings.settings)
-        if client is None:
-            self._clean(findings)
-            return
-        if notifications:
-            client.transport.write(notifications)
-        judgement, ending = self.state.judge(
-            findings, client.id, client.startup, client.profile, (self.pool.user, self.pool.database)
-        )
-        client.profile = judgement.profile
-        if ending is not None:
-            client.end(ending)
-            self._clean(findings)
-        elif judgement.pins:
-            self._link_again(client)
-        else:
-            self.hold &= ~PINNED
-            self._go_home()
-
-    def _link_again(self, client: Borrower) -> None:
-        """Its client keeps it."""
-        self._step = Step.HOME
-        self.asker = None
-        self.client = client
-        self.since = 0.0
-        self.hold = (self.hold | PINNED) & ~ASKING
-        if self.hold & CHOKED:
-            self.transport.pause_reading()
-        client.proceed()
-
-    def _clean(self, findings: Findings) -> None:
-        """Its client has gone: discard what only that client could use."""
-        loaded = State.LIBRARY in self.state.pins
-        self.state.left()
-        self.hold &= ~PINNED
-        if loaded:
-            self.end(Reason.LIBRARY_LOADED)
-        elif not findings.states:
-            self._go_home()
-        elif self._step is Step.PROOF:
-            self.end(Reason.SERVER_UNCLEAN)
-        else:
-            self._query(Step.DISCARD, _DISCARD)
-
-    def try_on(self, parameters: Mapping[str, str], done: Callable[[Fitted | ErrorFields | None], None]) -> None:
-        """Find out what a client's startup parameters come to, or Postgres's objection; None if the server is lost."""
-        self._fitting = done
-        self._send(Step.FIT, fit(self.profile, parameters) + self.state.question(self.profile))
-
-    def _fitted(self, *, failed: bool) -> None:
-        done, self._fitting = self._fitting, None
-        outcome: Fitted | ErrorFields
-        if failed:
-            first = first_message(all_of_kind(self._answer, ERROR_RESPONSE), _MAX_ANSWER)
-            outcome = read_error(first[1] if first is not None else b"")
-            self.state.asks_by_name = False
-            self.hold |= ASK
-        else:
-            findings = read_answer(self._answer, self.pool.user)
-            self.profile = self.state.sharing.profiles.of(findings.settings)
-            outcome = Fitted(self.profile, self.state.welcome)
-        if done is not None:
-            done(outcome)
-        self._drain()
-
     # --- the end
 
     def make_room(self) -> None:
@@ -564,7 +349,7 @@ class ServerSession(asyncio.Protocol):
 
     def retire(self, reason: Reason) -> None:
         """Close the connection: now if it is free, else when it comes back."""
-        if self.client is None and self._step is Step.HOME:
+        if self.client is None and self._way.step is Step.HOME:
             self.end(reason)
         else:
             self.retire_after_use(reason)
@@ -598,11 +383,10 @@ class ServerSession(asyncio.Protocol):
         if self not in self.pool.servers:
             return
         self._duties.ended(self, reason)
-        self._step = Step.HOME
+        self._way.step = Step.HOME
         self.state.left()
         client = self.client or self.asker
         self.client = self.asker = None
-        fitting, self._fitting = self._fitting, None
         self.pool.discard(self, self._duties.now(), testing=self.testing)
         if client is not None:
             exchange = self.exchange
@@ -610,5 +394,4 @@ class ServerSession(asyncio.Protocol):
             # In the middle of a message nothing can be told.
             told = exchange.error_unanswered or bool(exchange.replies_rest or exchange.replies_head)
             client.server_lost(reason, told=told)
-        if fitting is not None:
-            fitting(None)
+        self._way.cut_short()

@@ -12,9 +12,10 @@ from itertools import count
 from struct import unpack_from
 
 from pooler.client import PENDING_LIMIT, ClientDuties, ClientSession
+from pooler.hold import CANCELLING
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
-from pooler.server import CANCELLING, Borrower, ServerDuties, ServerSession
+from pooler.server import Borrower, ServerDuties, ServerSession
 from pooler.session import SessionState
 from protocol.messages import READY_IDLE, ErrorFields, error_response
 from tests.pooler.house import new_sharing
