@@ -148,6 +148,7 @@ class ServerSession(asyncio.Protocol):
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
         self.exchange.on_parameter = self._parameter_reported
+        self.exchange.on_stale_plan = state.sharing.library.plans_are_stale
         if state.sharing.audit and not duties.session_mode:
             self.hold |= AUDIT
 

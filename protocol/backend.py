@@ -82,6 +82,8 @@ def _actions() -> bytes:
 _ACTIONS: Final = _actions()
 _READY_LENGTH: Final = 5
 _SHORTEST: Final = 4
+_STALE_PLAN: Final = b"\0RRevalidateCachedQuery\0"
+"""In an ErrorResponse: what a prepared statement returns is not what it was (routine, in whatever language)."""
 _LONGEST_PARAMETER: Final = 1 << 16
 _FIRST_COUNT: Final = 16
 _LARGEST_COUNT: Final = 4096
@@ -148,6 +150,8 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
             exchange.answered = answered
             if kind == ERROR_RESPONSE:
                 exchange.on_error()
+                if _STALE_PLAN in data[at : at + length + 1]:
+                    exchange.on_stale_plan()
             elif kind == COPY_IN_RESPONSE:
                 exchange.on_copy_in()
             elif length > _LONGEST_PARAMETER:

@@ -65,6 +65,7 @@ class Exchange:
         "max_row",
         "mode",
         "on_parameter",
+        "on_stale_plan",
         "owed",
         "queries",
         "replies_head",
@@ -110,6 +111,8 @@ class Exchange:
         """What the server's unnamed statement is, if that is known."""
         self.on_parameter: Callable[[bytes], None] = _ignore
         """Called with the payload of each ParameterStatus."""
+        self.on_stale_plan: Callable[[], None] = _nothing
+        """Called when a prepared statement turns out to return something else than when it was parsed."""
 
     @property
     def quiet(self) -> bool:
@@ -351,4 +354,8 @@ class Exchange:
 
 
 def _ignore(_: bytes) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass

@@ -44,7 +44,7 @@ _PLAIN_BEGINNINGS: Final[Mapping[str, str]] = {
     (kind + separator)[:7]: _PLAIN_KINDS[kind]
     for kind in ("select", "insert", "update", "delete", "rollback", "savepoint", "release")
     for separator in " \n\r\t"
-} | dict.fromkeys(("", "begi", "begin", "commi", "commit", "en", "end", "start t"), _NEVER)
+} | dict.fromkeys(("begi", "begin", "commi", "commit", "en", "end", "start t"), _NEVER)
 """The most frequent of them, by the first seven characters of texts whose last character is missing."""
 
 _HEADERS: Final = tuple(b"Q" + max(size - 1, 0).to_bytes(4, "big") for size in range(2048))

@@ -125,6 +125,10 @@ class Library:
         """A client does not have `statement` under a name any more."""
         statement.users -= 1
 
+    def plans_are_stale(self) -> None:
+        """A server has found a statement to return something else: each server parses each of them anew."""
+        self.plan_epoch += 1
+
     def is_plain(self, verdict: Verdict) -> bool:
         """Tell whether a text with this verdict need not be watched."""
         asks, executes = verdict.asks, verdict.executes or verdict.ddl or verdict.deallocates
