@@ -4,7 +4,8 @@ Functions of users are not known here: what they leave is hidden from a look at 
 Source: PostgreSQL documentation, "Functions and Operators" and "Additional Supplied Modules".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from protocol.lexer import DOUBT, lex, name_of, string_of
@@ -12,6 +13,9 @@ from protocol.verdict import HARMLESS, UNKNOWN, State, Verdict, unite
 
 ARGUMENTS_LIMIT: Final = 64
 """Tokens of a call's arguments that are looked at; with more, they are no literals."""
+
+BODIES_LIMIT: Final = 8
+"""Strings of a statement that are looked into."""
 
 NEEDLES: Final = ("pg_", "set_config", "set_limit", "dblink_")
 """Each function that leaves anything but the state of sequences has one of these in its name."""
@@ -72,7 +76,7 @@ def calls(tokens: Sequence[bytes]) -> Verdict:
     """Judge the functions that a statement calls, by itself or in strings that another function runs."""
     verdict = _called(tokens)
     if not _RUN_STRINGS.isdisjoint(tokens):
-        for body in filter(None, map(string_of, tokens)):
+        for body in _bodies(tokens):
             verdict = unite(verdict, _called(lex(body).tokens))
     return verdict
 
@@ -100,13 +104,17 @@ def settings_in_body(tokens: Sequence[bytes]) -> Verdict:
     Only the names: the server has to be asked in any case, but does not tell what custom settings there are.
     """
     verdict = HARMLESS
-    for body in filter(None, map(string_of, tokens)):
+    for body in _bodies(tokens):
         inside = lex(body).tokens
         verdict = unite(verdict, _called(inside))
         for at, token in enumerate(inside):
             if token == b"set" and inside[at + 2 : at + 3] == [b"."]:
                 verdict = unite(verdict, setting(b".".join(map(name_of, inside[at + 1 : at + 4 : 2]))))
     return Verdict(custom=verdict.custom, dynamic=verdict.dynamic)
+
+
+def _bodies(tokens: Sequence[bytes]) -> Iterator[bytes]:
+    return islice(filter(None, map(string_of, tokens)), BODIES_LIMIT)
 
 
 def setting(name: bytes) -> Verdict:
