@@ -3,7 +3,7 @@
 Bookkeeping only: the server session asks Postgres and sends, this says what for, and what the answer means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, final
 
 from pooler.advice import advise
@@ -93,9 +93,9 @@ class SessionState:
 
     # --- the question
 
-    def question(self, *profiles: Profile | None) -> bytes:
-        """Return the messages that ask what the session holds."""
-        names = self.sharing.custom_names(self._suspicion, *profiles)
+    def question(self, *profiles: Profile | None, custom: Iterable[str] = ()) -> bytes:
+        """Return the messages that ask what the session holds; `custom` settings are asked for by name."""
+        names = self.sharing.custom_names(self._suspicion, *profiles) | {name.lower() for name in custom if "." in name}
         prepare, self.asks_by_name = not self.asks_by_name, True
         return question(names, prepare=prepare)
 

@@ -5,7 +5,7 @@ and sending are the sessions' affair.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Final, NamedTuple, final
 
 from pooler.ledger import Ledger
@@ -53,6 +53,8 @@ class Judgement(NamedTuple):
 
     profile: Profile | None
     """The client's from now on."""
+    session: Profile | None
+    """The session's."""
     pins: State
     """Why it has to keep its server; 0 = it need not."""
     hidden: State
@@ -146,7 +148,10 @@ class Sharing:
 
         `startup` and `before` are its settings at login and before the transaction, `held` is what pinned it before.
         """
-        own = self._own_settings(findings.settings, suspicion, before)
+        touched = {name.lower() for name in suspicion.custom} if suspicion is not None else set()
+        if before is not None:
+            touched |= before.settings.keys()
+        own = own_settings(findings, touched)
         settings = {**(startup.settings if startup else {}), **own}
         after = self.profiles.of(settings)
         # What it was reset to is what it logged in with: on the server it is gone, for the client it is not.
@@ -162,20 +167,8 @@ class Sharing:
         if suspicion is not None and State.LIBRARY in suspicion.leaves:
             pins |= State.LIBRARY & self.pinning
         pins |= held & State.LIBRARY
-        return Judgement(after if self._tracks(changed) else before, pins, State(0) if unknown else hidden)
-
-    def _own_settings(
-        self, found: Mapping[str, bytes], suspicion: Suspicion | None, before: Profile | None
-    ) -> dict[str, bytes]:
-        """Return what of the settings found is this client's.
-
-        A custom setting can't be unset: after another client it is left empty, where on a new connection it would
-        not be there. So an empty one counts only if this client has had its hands on it.
-        """
-        touched = {name.lower() for name in suspicion.custom} if suspicion is not None else set()
-        if before is not None:
-            touched |= before.settings.keys()
-        return {name: value for name, value in found.items() if value or "." not in name or name in touched}
+        profile = after if self._tracks(changed) else before
+        return Judgement(profile, self.profiles.of(own), pins, State(0) if unknown else hidden)
 
     def _pinned_settings(self, after: Profile | None, startup: Profile | None) -> State:
         pins = State(0)
@@ -188,3 +181,13 @@ class Sharing:
     def _tracks(self, changed: State) -> bool:
         """Ignored settings stay behind with the server, as in PgBouncer."""
         return not changed & self.policy.ignored
+
+
+def own_settings(findings: Findings, touched: Collection[str] = ()) -> dict[str, bytes]:
+    """Return what of the settings found belongs to a client that has had its hands on those in `touched`.
+
+    A custom setting can't be unset: after another client it is left empty, where on a new connection it would not be
+    there. So an empty one counts only if it is this client's.
+    """
+    found = findings.settings.items()
+    return {name: value for name, value in found if value or "." not in name or name in touched}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from pooler.hold import ASK, ASKING, CANCELLING, CHOKED, PINNED, RETIRED, STUFFED
 from pooler.reasons import Reason
-from pooler.sharing import Fitted
+from pooler.sharing import Fitted, own_settings
 from protocol.errors import ProtocolViolation
 from protocol.exchange import COPYING_IN, SKIPPING
 from protocol.frontend import scan_requests
@@ -63,7 +63,7 @@ _FAILED: Final = {
 class WayBack:
     """One server's; begin() sets out, and advance() is called whenever something on the way has changed."""
 
-    __slots__ = ("_answer", "_duties", "_errors_before", "_fitting", "_server", "step")
+    __slots__ = ("_answer", "_duties", "_errors_before", "_fitting", "_server", "_tried_on", "step")
 
     def __init__(self, server: "ServerSession", duties: "ServerDuties") -> None:
         self._server = server
@@ -72,6 +72,7 @@ class WayBack:
         self._answer = b""
         self._errors_before = 0
         self._fitting: Fit | None = None
+        self._tried_on: Mapping[str, str] = {}
 
     def take(self, data: bytes) -> None:
         """Postgres has said something, and there is no client."""
@@ -206,7 +207,7 @@ class WayBack:
             server.end(Reason.SERVER_VIOLATION)
             return
         server.hold &= ~ASK
-        server.profile = server.state.sharing.profiles.of(findings.settings)
+        server.profile = server.state.sharing.profiles.of(own_settings(findings))
         if client is None:
             self._clean(findings)
             return
@@ -216,6 +217,7 @@ class WayBack:
             findings, client.id, client.startup, client.profile, (server.pool.user, server.pool.database)
         )
         client.profile = judgement.profile
+        server.profile = judgement.session
         if ending is not None:
             client.end(ending)
             self._clean(findings)
@@ -256,11 +258,11 @@ class WayBack:
         """See ServerSession.try_on."""
         server = self._server
         self._fitting = done
-        self._send(Step.FIT, fit(server.profile, parameters) + server.state.question(server.profile))
+        self._tried_on = parameters
+        self._send(Step.FIT, fit(server.profile, parameters) + server.state.question(server.profile, custom=parameters))
 
     def _fitted(self, *, failed: bool) -> None:
         server = self._server
-        done, self._fitting = self._fitting, None
         outcome: Fitted | ErrorFields
         if failed:
             first = first_message(all_of_kind(self._answer, ERROR_RESPONSE), _MAX_ANSWER)
@@ -268,9 +270,15 @@ class WayBack:
             server.state.asks_by_name = False
             server.hold |= ASK
         else:
-            findings = read_answer(self._answer, server.pool.user)
-            server.profile = server.state.sharing.profiles.of(findings.settings)
+            try:
+                findings = read_answer(self._answer, server.pool.user)
+            except ProtocolViolation:
+                server.end(Reason.SERVER_VIOLATION)
+                return
+            own = own_settings(findings, {name.lower() for name in self._tried_on})
+            server.profile = server.state.sharing.profiles.of(own)
             outcome = Fitted(server.profile, server.state.welcome)
+        done, self._fitting = self._fitting, None
         if done is not None:
             done(outcome)
         self.begin()
