@@ -108,8 +108,9 @@ def settings_in_body(tokens: Sequence[bytes]) -> Verdict:
         inside = lex(body).tokens
         verdict = unite(verdict, _called(inside))
         for at, token in enumerate(inside):
-            if token == b"set" and inside[at + 2 : at + 3] == [b"."]:
-                verdict = unite(verdict, setting(b".".join(map(name_of, inside[at + 1 : at + 4 : 2]))))
+            if token == b"set":
+                session = inside[at + 1 : at + 2] == [b"session"] and inside[at + 2 : at + 3] != [b"."]
+                verdict = unite(verdict, setting_at(inside, at + 2 if session else at + 1))
     return Verdict(custom=verdict.custom, dynamic=verdict.dynamic)
 
 
@@ -122,6 +123,15 @@ def setting(name: bytes) -> Verdict:
     if b"." in name:
         return Verdict(leaves=State.SETTING, custom=(name.decode("utf-8", "surrogateescape"),))
     return _SETS_IDENTITY if name.lower() in (b"role", b"session_authorization") else _SETS
+
+
+def setting_at(tokens: Sequence[bytes], at: int) -> Verdict:
+    """Judge setting the one whose name begins at `at`."""
+    parts = [*tokens[at : at + 1]]
+    while tokens[at + 1 : at + 2] == [b"."]:
+        at += 2
+        parts += tokens[at : at + 1]
+    return DYNAMIC if DOUBT in parts else setting(b".".join(map(name_of, parts)))
 
 
 def _set_config(tokens: Sequence[bytes]) -> Verdict:

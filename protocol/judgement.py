@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Final
 
-from protocol.functions import DYNAMIC, calls, setting, settings_in_body
+from protocol.functions import calls, setting, setting_at, settings_in_body
 from protocol.lexer import DOUBT, name_of
 from protocol.verdict import ASKS, HARMLESS, UNKNOWN, State, Verdict, unite
 
@@ -53,9 +53,22 @@ def _inner(tokens: Tokens) -> Verdict:
 
 
 def _query(tokens: Tokens) -> Verdict:
-    """SELECT and WITH: an INTO makes a table of the result, unless it is that of an INSERT or MERGE."""
+    """SELECT and WITH: an INTO makes a table of the result, unless it is that of an INSERT or MERGE.
+
+    These words may be names as well: they begin a statement only in parentheses, or behind WITH and before any SELECT.
+    """
+    depth = 0
+    selects = False
     for at, token in enumerate(tokens):
-        if token == b"into" and _word(tokens, at - 1) not in (b"insert", b"merge"):
+        if token in (b"(", b")"):
+            depth += 1 if token == b"(" else -1
+        elif token == b"select" and not depth:
+            selects = True
+        elif token == b"into":
+            before = tokens[at - 2]
+            begins = before == b"(" or (before == b")" and not depth and not selects)
+            if begins and tokens[at - 1] in (b"insert", b"merge"):
+                continue
             after = at + 1 + (_word(tokens, at + 1) in (b"local", b"global", b"table"))
             if _word(tokens, after) in _TEMPORARY or _in_temporary_schema(tokens, after):
                 return Verdict(leaves=State.TEMPORARY)
@@ -100,7 +113,7 @@ def _set(tokens: Tokens) -> Verdict:
     if _word(tokens, 2) not in _AFTER_A_SETTING:  # else these words are the beginning of a setting's name
         if tokens[1] == b"local":
             return HARMLESS
-        if tokens[1] == b"session" and tokens[2] not in (b"authorization", b"characteristics"):
+        if tokens[1] == b"session" and tokens[2] != b"authorization" and tokens[2:4] != [b"characteristics", b"as"]:
             at = 2
     if _word(tokens, at) in (b"transaction", b"constraints") and _word(tokens, at + 1) not in _AFTER_A_SETTING:
         return HARMLESS
@@ -114,16 +127,10 @@ def _reset(tokens: Tokens) -> Verdict:
 
 def _set_or_reset(tokens: Tokens, at: int, *, undoes: bool) -> Verdict:
     """Judge a SET or RESET of the setting whose name begins at `at`."""
-    parts = [_word(tokens, at)]
-    while _word(tokens, at + 1) == b".":
-        at += 2
-        parts.append(_word(tokens, at))
-    if parts == [b"session"] and _word(tokens, at + 1) == b"authorization":
+    if tokens[at : at + 2] == [b"session", b"authorization"]:
         verdict = setting(b"session_authorization")
-    elif DOUBT in parts:
-        verdict = DYNAMIC
     else:
-        verdict = setting(b".".join(map(name_of, parts)))
+        verdict = setting_at(tokens, at)
     return verdict._replace(undoes=verdict.leaves, asks=True) if undoes else verdict
 
 

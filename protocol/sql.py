@@ -36,6 +36,7 @@ TEXT_LIMIT: Final = 1 << 20
 _NEVER: Final = "\0"
 _PLAIN_KINDS: Final[Mapping[str, str]] = dict.fromkeys((kind.decode() for kind in HARMLESS_KINDS), _NEVER) | {
     "select": "into",
+    "with": "into",  # an UPDATE in it has parentheses before it, and the view's name has a needle
     "update": "pg_settings",
 }
 """Kinds of statements, and what must not follow in them."""
@@ -53,7 +54,7 @@ _HEADERS: Final = tuple(b"Q" + max(size - 1, 0).to_bytes(4, "big") for size in r
 _BEGINNING: Final = re.compile(
     rb"""
     (?:\s++ | --[^\n\r]*+ | /\*[^*/]*+(?:(?:\*(?!/)|/(?!\*))[^*/]*+)*+\*/)*+
-    (?: (with|%s)(?![A-Za-z0-9_$\x80-\xff]) | set\s++local\s++[a-z_"] )"""
+    (?: (%s)(?![A-Za-z0-9_$\x80-\xff]) | set\s++local\s++[a-z_"] )"""
     % b"|".join(kind.encode() for kind in _PLAIN_KINDS),
     re.VERBOSE | re.IGNORECASE,
 )
@@ -109,10 +110,7 @@ def _is_plain(text: bytes) -> bool:
     if beginning[1] is None:
         return True  # SET LOCAL, followed by a name
     kind = beginning[1].lower().decode()
-    if kind == "with":
-        if "into" in low or "pg_settings" in low:
-            return False
-    elif _PLAIN_KINDS[kind] in low:
+    if _PLAIN_KINDS[kind] in low:
         return False
     return "(" not in low or not (_has_any(low, NEEDLES) or _has_any(low, SEQUENCE_FUNCTIONS))
 
@@ -166,12 +164,15 @@ def _end(tokens: list[bytes], start: int) -> int:
         except ValueError:
             return len(tokens)
     depth = 0
+    bodies = 0
     for at in range(start, len(tokens)):
         token = tokens[at]
-        if token == b";" and not depth:
+        if token == b";" and not depth and not bodies:
             return at
-        if token in (b"(", b"case") or (token == b"atomic" and tokens[at - 1] == b"begin"):
-            depth += 1
-        elif token in (b")", b"end") and depth:
-            depth -= 1
+        if token in (b"(", b")"):
+            depth = max(0, depth + (1 if token == b"(" else -1))
+        elif (token == b"case" and bodies) or (token == b"atomic" and tokens[at - 1] == b"begin"):
+            bodies += 1
+        elif token == b"end" and bodies:
+            bodies -= 1
     return len(tokens)

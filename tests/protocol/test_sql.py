@@ -155,6 +155,11 @@ def test_each_statement_is_told_with_its_line() -> None:
     ]
 
 
+def test_the_body_of_a_function_is_part_of_its_statement() -> None:
+    create = b"CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END"
+    assert [clause.text for clause in clauses(create + b"; LISTEN x")] == [create, b"LISTEN x"]
+
+
 def test_each_statement_has_its_own_verdict() -> None:
     found = [clause.verdict.leaves for clause in clauses(b"SELECT 1; LISTEN x; DEALLOCATE a; SET x = 1")]
     assert found == [State(0), State.LISTEN, State(0), State.SETTING]
