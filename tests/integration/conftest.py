@@ -40,13 +40,17 @@ def people_postgres(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
     postgres.psql(f"DROP DATABASE {DATABASE} WITH (FORCE)")
 
 
-@pytest.fixture(scope="module", params=[0], ids=["direct"])
+@pytest.fixture(scope="module", params=[0, 1, 3], ids=["direct", "pool of 1", "pool of 3"])
 def door(people_postgres: EmbeddedPostgres, request: pytest.FixtureRequest) -> Iterator[Door]:
-    """Straight at Postgres first: what is expected is no more than what Postgres does."""
-    if request.param == 0:
+    """Straight at Postgres first: what is expected is no more than what Postgres does.
+
+    Whoever has to keep a server connection for a while may: the others wait.
+    """
+    size = request.param
+    if size == 0:
         yield people_postgres
         return
-    with Pgfunnel(people_postgres.url(), default_pool_size=request.param) as pgfunnel:
+    with Pgfunnel(people_postgres.url(), default_pool_size=size, max_pinned=size, query_wait_timeout=20) as pgfunnel:
         yield pgfunnel
 
 

@@ -1,18 +1,19 @@
 """Drivers as they come: eight clients on one pool in transaction mode, each with its settings and its statements.
 
 Nothing is set for the pooler's sake. Each program is played straight at Postgres, too, and by turns, so that with one
-server connection every transaction changes the client on it.
+server connection every transaction changes the client on it. psycopg has a file of its own.
 """
 
 import asyncio
 import json
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from typing import Final
 
 import asyncpg
 import pg8000.dbapi
 import pg8000.native
-import psycopg
 import psycopg2
 import psycopg2.extensions
 import pytest
@@ -30,132 +31,16 @@ from tests.integration.people import (
     Program,
 )
 
-ROUNDS: Final = 7
-"""psycopg prepares what it is asked to do for the sixth time."""
+ROUNDS: Final = 5
 
 
-def psycopg_connection(door: Door, person: Person, threshold: int) -> psycopg.Connection:
-    return psycopg.connect(
-        door.url(DATABASE),
-        autocommit=True,
-        prepare_threshold=threshold,
-        options=person.options,
-        application_name=person.application,
-    )
-
-
-def set_and_fail(connection: psycopg.Connection) -> None:
-    connection.execute("SET timezone = 'Asia/Pyongyang'")
-    connection.execute("SET app.tenant = 'rolled back'")
-    connection.execute("SELECT 1/%s", [0])
-
-
-@pytest.mark.parametrize("threshold", [0, 5])
-def test_psycopg_prepares(door: Door, everybody: Play, threshold: int) -> None:
-    def program(person: Person) -> Program:
-        with psycopg_connection(door, person, threshold) as connection:
-            yield
-            connection.execute("SELECT set_config('app.tenant', %s, false)", [person.tenant])
-            yield
-            for turn in range(ROUNDS):
-                cursor = connection.execute(person.own_text("%s"), [turn], binary=turn % 2 == 0)
-                assert cursor.fetchone() == (person.own_answer(turn),)
-                yield
-                assert connection.execute(SESSION).fetchone() == tuple(person.session)
-                yield
-                assert connection.execute("SELECT value FROM mine").fetchone() in {
-                    (person.number,),
-                    (str(person.number),),
-                }
-                yield
-
-    everybody(program)
-
-
-@pytest.mark.parametrize("threshold", [0, 5])
-def test_psycopg_prepares_in_transactions(door: Door, everybody: Play, threshold: int) -> None:
-    """A rollback makes psycopg forget what it has prepared, and say DEALLOCATE ALL."""
-
-    def program(person: Person) -> Program:
-        with psycopg_connection(door, person, threshold) as connection:
-            connection.autocommit = False
-            yield
-            connection.execute("SELECT set_config('app.tenant', %s, false)", [person.tenant])
-            connection.commit()
-            for turn in range(ROUNDS):
-                yield
-                connection.execute("SET LOCAL timezone = 'Asia/Pyongyang'")
-                with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
-                    set_and_fail(connection)
-                assert connection.execute(person.own_text("%s"), [turn]).fetchone() == (person.own_answer(turn),)
-                connection.commit()
-                yield
-                assert connection.execute(SESSION).fetchone() == tuple(person.session)
-                connection.commit()
-                if turn % 3 == 2:
-                    connection.execute("SET timezone = 'Asia/Pyongyang'")
-                    connection.rollback()
-
-    everybody(program)
-
-
-def test_psycopg_closes_what_it_prepared_longest_ago(door: Door, everybody: Play) -> None:
-    def program(person: Person) -> Program:
-        with psycopg_connection(door, person, threshold=0) as connection:
-            connection.prepared_max = 2
-            for turn in range(3 * ROUNDS):
-                yield
-                text = person.own_text("%s", turn % 3)
-                assert connection.execute(text, [1]).fetchone() == (person.own_answer(1, turn % 3),)
-
-    everybody(program)
-
-
-@pytest.mark.parametrize("threshold", [0, 5])
-def test_psycopg_prepares_in_pipelines(door: Door, everybody: Play, threshold: int) -> None:
-    def program(person: Person) -> Program:
-        with psycopg_connection(door, person, threshold) as connection:
-            yield
-            with connection.pipeline():
-                connection.execute("SELECT set_config('app.tenant', %s, false)", [person.tenant])
-            for turn in range(ROUNDS):
-                yield
-                with connection.pipeline() as pipeline:
-                    own = [connection.execute(person.own_text("%s", i), [turn]) for i in range(5)]
-                    pipeline.sync()
-                    session = connection.execute(SESSION)
-                assert [cursor.fetchone() for cursor in own] == [(person.own_answer(turn, i),) for i in range(5)]
-                assert session.fetchone() == tuple(person.session)
-                yield
-                with pytest.raises(psycopg.errors.DivisionByZero), connection.pipeline():
-                    set_and_fail(connection)
-
-    everybody(program)
-
-
-@pytest.mark.parametrize("threshold", [0, 5])
-async def test_psycopg_async_prepares(door: Door, everybody_async: PlayAsync, threshold: int) -> None:
-    async def program(person: Person) -> AsyncProgram:
-        connection = await psycopg.AsyncConnection.connect(
-            door.url(DATABASE), options=person.options, application_name=person.application, prepare_threshold=threshold
-        )
-        async with connection:
-            await connection.execute("SELECT set_config('app.tenant', %s, false)", [person.tenant])
-            await connection.commit()
-            for turn in range(ROUNDS):
-                yield
-                cursor = await connection.execute(person.own_text("%s"), [turn])
-                assert await cursor.fetchone() == (person.own_answer(turn),)
-                await connection.commit()
-                yield
-                async with connection.pipeline():
-                    session = await connection.execute(SESSION)
-                    own = await connection.execute(person.own_text("%s", 1), [turn])
-                    assert await session.fetchone() == tuple(person.session)
-                    assert await own.fetchone() == (person.own_answer(turn, 1),)
-                    await connection.commit()
-
-    await everybody_async(program)
+@asynccontextmanager
+async def asyncpg_connection(door: Door, **settings: object) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(door.url(DATABASE), **settings)
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 def asyncpg_settings(person: Person) -> dict[str, str]:
@@ -170,29 +55,31 @@ async def set_and_fail_async(connection: asyncpg.Connection) -> None:
 
 async def test_asyncpg_caches_statements(door: Door, everybody_async: PlayAsync) -> None:
     async def program(person: Person) -> AsyncProgram:
-        connection = await asyncpg.connect(door.url(DATABASE), server_settings=asyncpg_settings(person))
-        yield
-        await connection.execute("SELECT set_config('app.tenant', $1, false)", person.tenant)
-        yield
-        mine = await connection.prepare(person.own_text("$1"), name="mine")
-        for turn in range(ROUNDS):
+        async with asyncpg_connection(door, server_settings=asyncpg_settings(person)) as connection:
             yield
-            assert await mine.fetchval(turn) == person.own_answer(turn)
+            await connection.execute("SELECT set_config('app.tenant', $1, false)", person.tenant)
             yield
-            assert [*await connection.fetchrow(SESSION)] == person.session
-            yield
-            assert await connection.fetchval("SELECT value FROM mine") in {person.number, str(person.number)}
-            yield
-            # A type that asyncpg has to ask for, which it does with settings changed and changed back.
-            assert await connection.fetch("SELECT $1::public.mood AS mood", "keen") == [("keen",)]
-            yield
-            with pytest.raises(asyncpg.DivisionByZeroError):
-                await set_and_fail_async(connection)
-            yield
-            async with connection.transaction():
-                cursor = await connection.cursor(f"SELECT {person.number} + generate_series(1, $1::int)", 10)
-                assert [row[0] - person.number for row in await cursor.fetch(5)] == [1, 2, 3, 4, 5]
-        await connection.close()
+            mine = await connection.prepare(person.own_text("$1"), name="mine")
+            assert await mine.fetchval(-1) == person.own_answer(
+                -1
+            )  # which is when asyncpg ends what it began, with a Sync
+            for turn in range(ROUNDS):
+                yield
+                assert await mine.fetchval(turn) == person.own_answer(turn)
+                yield
+                assert [*await connection.fetchrow(SESSION)] == person.session
+                yield
+                assert await connection.fetchval("SELECT value FROM mine") in {person.number, str(person.number)}
+                yield
+                # A type that asyncpg has to ask for, which it does with settings changed and changed back.
+                assert await connection.fetch("SELECT $1::public.mood AS mood", "keen") == [("keen",)]
+                yield
+                with pytest.raises(asyncpg.DivisionByZeroError):
+                    await set_and_fail_async(connection)
+                yield
+                async with connection.transaction():
+                    cursor = await connection.cursor(f"SELECT {person.number} + generate_series(1, $1::int)", 10)
+                    assert [row[0] - person.number for row in await cursor.fetch(5)] == [1, 2, 3, 4, 5]
 
     await everybody_async(program)
 
@@ -221,80 +108,75 @@ async def test_asyncpg_pool_resets_on_release(door: Door, everybody_async: PlayA
     await everybody_async(program)
 
 
-@pytest.mark.parametrize("order", ["in turns"], indirect=True)
 async def test_asyncpg_listens_for_a_while(door: Door, everybody_async: PlayAsync) -> None:
     """Whoever listens keeps the server connection, and gives it back once he does not."""
 
     async def program(person: Person) -> AsyncProgram:
         heard: asyncio.Queue[object] = asyncio.Queue()
+        channel = f"news for {person.number}"
 
         def hear(*arguments: object) -> None:
             heard.put_nowait(arguments[-1])
 
-        connection = await asyncpg.connect(door.url(DATABASE))
-        for turn in range(2):
-            yield
-            await connection.add_listener("news", hear)
-            await connection.execute("SELECT pg_notify('news', $1)", person.tenant)
-            assert await asyncio.wait_for(heard.get(), 10) == person.tenant
-            await connection.remove_listener("news", hear)
-            yield
-            assert await connection.fetchval(person.own_text("$1"), turn) == person.own_answer(turn)
-            assert heard.empty()
-        await connection.close()
+        async with asyncpg_connection(door) as connection:
+            for turn in range(2):
+                yield
+                await connection.add_listener(channel, hear)
+                await connection.execute("SELECT pg_notify($1, $2)", channel, person.tenant)
+                assert await asyncio.wait_for(heard.get(), 10) == person.tenant
+                await connection.remove_listener(channel, hear)
+                yield
+                assert await connection.fetchval(person.own_text("$1"), turn) == person.own_answer(turn)
+                assert heard.empty()
 
     await everybody_async(program)
 
 
 def test_psycopg2_sets_its_session(door: Door, everybody: Play) -> None:
     def program(person: Person) -> Program:
-        connection = psycopg2.connect(
-            door.url(DATABASE), options=person.options, application_name=person.application, client_encoding="LATIN1"
-        )
-        # With autocommit these are SETs; without, each BEGIN says them.
-        connection.set_session("REPEATABLE READ", readonly=True, autocommit=person.number % 2 == 0)
-        yield
-        with connection, connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('app.tenant', %s, false)", [person.tenant])
-        for turn in range(ROUNDS):
+        settings = {"options": person.options, "application_name": person.application, "client_encoding": "LATIN1"}
+        with closing(psycopg2.connect(door.url(DATABASE), **settings)) as connection:
+            # With autocommit these are SETs; without, each BEGIN says them.
+            connection.set_session("REPEATABLE READ", readonly=True, autocommit=person.number % 2 == 0)
             yield
             with connection, connection.cursor() as cursor:
-                cursor.execute(SESSION)
-                assert cursor.fetchone() == tuple(person.session)
+                cursor.execute("SELECT set_config('app.tenant', %s, false)", [person.tenant])
+            for turn in range(ROUNDS):
+                yield
+                with connection, connection.cursor() as cursor:
+                    cursor.execute(SESSION)
+                    assert cursor.fetchone() == tuple(person.session)
+                yield
+                with connection, connection.cursor() as cursor:
+                    cursor.execute("SELECT current_setting('transaction_isolation'), chr(233), %s", [turn])
+                    assert cursor.fetchone() == ("repeatable read", "é", turn)
+                yield
+                with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction), connection, connection.cursor() as cursor:
+                    cursor.execute("CREATE TABLE never (i int)")
+            yield
+            connection.rollback()
+            connection.reset()
             yield
             with connection, connection.cursor() as cursor:
-                cursor.execute("SELECT current_setting('transaction_isolation'), chr(233), %s", [turn])
-                assert cursor.fetchone() == ("repeatable read", "é", turn)
-            yield
-            with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction), connection, connection.cursor() as cursor:
-                cursor.execute("CREATE TABLE never (i int)")
-        yield
-        connection.rollback()
-        connection.reset()
-        yield
-        with connection, connection.cursor() as cursor:
-            cursor.execute("SELECT current_setting('app.tenant'), current_setting('timezone')")
-            assert cursor.fetchone() == ("", person.timezone)
-        connection.close()
+                cursor.execute("SELECT current_setting('app.tenant'), current_setting('timezone')")
+                assert cursor.fetchone() == ("", person.timezone)
 
     everybody(program)
 
 
-@pytest.mark.parametrize("order", ["in turns"], indirect=True)
 def test_psycopg2_keeps_a_cursor_beyond_its_transaction(door: Door, everybody: Play) -> None:
     """Its server connection is its own until the cursor is closed."""
 
     def program(person: Person) -> Program:
-        connection = psycopg2.connect(door.url(DATABASE))
-        for _ in range(2):
-            yield
-            with connection.cursor("held", withhold=True) as cursor:
-                cursor.execute("SELECT %s + generate_series(1, 10)", [person.number])
+        with closing(psycopg2.connect(door.url(DATABASE))) as connection:
+            for _ in range(2):
+                yield
+                with connection.cursor("held", withhold=True) as cursor:
+                    cursor.execute("SELECT %s + generate_series(1, 10)", [person.number])
+                    connection.commit()
+                    assert cursor.fetchmany(3) == [(person.number + i,) for i in (1, 2, 3)]
+                    connection.commit()
                 connection.commit()
-                assert cursor.fetchmany(3) == [(person.number + i,) for i in (1, 2, 3)]
-                connection.commit()
-            connection.commit()
-        connection.close()
 
     everybody(program)
 
@@ -314,49 +196,47 @@ def test_pg8000_native_uses_its_unnamed_statement_after_a_sync(door: Door, every
     """It says Parse, Sync; Describe, Sync; Bind, Execute, Sync: three transactions for one statement."""
 
     def program(person: Person) -> Program:
-        connection = pg8000.native.Connection(**pg8000_settings(door, person))
-        mine = connection.prepare(person.own_text(":value"))
-        yield
-        connection.run("SELECT set_config('app.tenant', :tenant, false)", tenant=person.tenant)
-        for turn in range(ROUNDS):
+        with closing(pg8000.native.Connection(**pg8000_settings(door, person))) as connection:
+            mine = connection.prepare(person.own_text(":value"))
             yield
-            assert connection.run(person.own_text(":value", 1), value=turn) == [[person.own_answer(turn, 1)]]
-            yield
-            assert mine.run(value=turn) == [[person.own_answer(turn)]]
-            yield
-            assert connection.run(SESSION) == [person.session]
-            yield
-            with pytest.raises(pg8000.native.DatabaseError, match="22012"):
-                connection.run("SELECT 1/:zero::int", zero=0)
-        mine.close()
-        connection.close()
+            connection.run("SELECT set_config('app.tenant', :tenant, false)", tenant=person.tenant)
+            for turn in range(ROUNDS):
+                yield
+                assert connection.run(person.own_text(":value", 1), value=turn) == [[person.own_answer(turn, 1)]]
+                yield
+                assert mine.run(value=turn) == [[person.own_answer(turn)]]
+                yield
+                assert connection.run(SESSION) == [person.session]
+                yield
+                with pytest.raises(pg8000.native.DatabaseError, match="22012"):
+                    connection.run("SELECT 1/:zero::int", zero=0)
+            mine.close()
 
     everybody(program)
 
 
 def test_pg8000_dbapi_transactions(door: Door, everybody: Play) -> None:
     def program(person: Person) -> Program:
-        connection = pg8000.dbapi.connect(**pg8000_settings(door, person))
-        cursor = connection.cursor()
-        cursor.execute("SELECT set_config('app.tenant', %s, false)", (person.tenant,))
-        connection.commit()
-        for turn in range(ROUNDS):
-            yield
-            cursor.execute(person.own_text("%s"), (turn,))
-            assert cursor.fetchall() == ([person.own_answer(turn)],)
-            cursor.execute(SESSION)
-            assert cursor.fetchall() == (person.session,)
-            cursor.execute("SET timezone = 'Asia/Pyongyang'")
-            connection.rollback()
-        connection.autocommit = True
-        for turn in range(ROUNDS):
-            yield
-            cursor.execute(person.own_text("%s"), (turn,))
-            assert cursor.fetchall() == ([person.own_answer(turn)],)
-            yield
-            cursor.execute(SESSION)
-            assert cursor.fetchall() == (person.session,)
-        connection.close()
+        with closing(pg8000.dbapi.connect(**pg8000_settings(door, person))) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SELECT set_config('app.tenant', %s, false)", (person.tenant,))
+            connection.commit()
+            for turn in range(ROUNDS):
+                yield
+                cursor.execute(person.own_text("%s"), (turn,))
+                assert cursor.fetchall() == ([person.own_answer(turn)],)
+                cursor.execute(SESSION)
+                assert cursor.fetchall() == (person.session,)
+                cursor.execute("SET timezone = 'Asia/Pyongyang'")
+                connection.rollback()
+            connection.autocommit = True
+            for turn in range(ROUNDS):
+                yield
+                cursor.execute(person.own_text("%s"), (turn,))
+                assert cursor.fetchall() == ([person.own_answer(turn)],)
+                yield
+                cursor.execute(SESSION)
+                assert cursor.fetchall() == (person.session,)
 
     everybody(program)
 
