@@ -9,6 +9,7 @@ from benchmarks import clients, pgbench, servers, state
 from benchmarks.figures import Against, Bound, Figure
 from benchmarks.measure import CpuMeter, Measure
 from benchmarks.servers import Pooler
+from benchmarks.texts import Texts
 from benchmarks.workload import DATABASE, USER, Workload
 from tests.support.torture import torture
 
@@ -212,4 +213,5 @@ def all_measures() -> Iterator[Measure]:
     yield CopyOut("copy-narrow", 5_000_000, "'1'", "2 bytes", Bound("<=", 2.5))
     # Not asked for, but no two neighbours are alike here: it shows what a shortcut for equal rows would hide.
     yield CopyOut("copy-mixed", 1_000_000, "repeat('x', i * 37 % 191 + 1)", "2 to 192 bytes", bound=None)
+    yield Texts()
     yield Torture()
