@@ -11,9 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config.fields import default_text
 from config.load import load
+from config.session_state import DEFAULTS, POLICIES
 from config.settings import Settings
+from pooler import hold
 from pooler.demo.postgres import EmbeddedPostgres
 from pooler.reasons import Reason
+from pooler.way_back import Step
+from protocol.parameters import ONLY_AT_START
 from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel, eventually
 
@@ -108,6 +112,35 @@ def test_every_event_of_the_log_is_explained_once() -> None:
     told = [cells[0] for cells in rows(read("docs/operations.md"), "event")]
     code = "".join(path.read_text() for path in (ROOT / "pooler").glob("*.py"))
     assert sorted(told) == sorted(set(re.findall(r'(?:log\.\w+|\bwrite)\(\s*"([a-z_]+)"', code)))
+
+
+def test_every_class_of_session_state_is_described_with_its_default() -> None:
+    told = {cells[0]: cells[2] for cells in rows(read("docs/session-state.md"), "class")}
+    assert told == DEFAULTS
+
+
+def test_every_policy_is_described() -> None:
+    assert {cells[0] for cells in rows(read("docs/session-state.md"), "policy")} == POLICIES.keys()
+
+
+def test_startup_parameters_without_effect_are_named() -> None:
+    text = read("docs/session-state.md")
+    assert [name for name in sorted(ONLY_AT_START) if name not in text] == []
+
+
+def test_the_file_with_policies_is_a_configuration(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", read("docs/session-state.md"), flags=re.DOTALL)
+    file = tmp_path / "pgfunnel.toml"
+    file.write_text(example)
+    loaded = load(["--config", str(file), "--upstream", "postgresql://app@db/app"], {})
+    assert loaded.settings.session_state["listen"] == "reject"
+
+
+def test_the_way_back_of_a_server_is_described_step_by_step() -> None:
+    text = read("docs/architecture.md")
+    assert [cells[0] for cells in rows(text, "step")] == [step.name for step in Step]
+    bits = [name for name in vars(hold) if name.isupper() and name != "BLOCKED"]
+    assert [cells[0] for cells in rows(text, "bit of `hold`")] == bits
 
 
 def test_every_dependency_has_its_reason() -> None:
