@@ -5,6 +5,7 @@ there first if need be; what the policy does not allow is refused; about what ma
 to ask. Source: PostgreSQL documentation, "Extended Query".
 """
 
+from collections.abc import Callable
 from functools import partial
 from struct import Struct
 from typing import Final, Protocol
@@ -14,6 +15,7 @@ from pooler.hold import RESHAPED
 from pooler.reasons import Ending
 from pooler.server import ServerSession
 from pooler.session import application_of, too_many_pinned
+from protocol.bound import names_bound
 from protocol.edits import Op
 from protocol.errors import ClientViolation
 from protocol.frontend import HOLD_LIMIT, scan_requests
@@ -31,7 +33,6 @@ from protocol.statements import (
 
 _header = Struct("!BI").unpack_from
 _int32 = Struct("!I")
-_int16 = Struct("!H").unpack_from
 
 _PARSE_COMPLETE: Final = message(b"1", b"")
 _DEALLOCATED: Final = message(b"C", b"DEALLOCATE\0")
@@ -160,6 +161,10 @@ class _Care:
                 done.append(query(_REFUSED))
                 return length + 1
             self._note(verdict, text)
+            if verdict.drops_statements:
+                self._exchange.owe_edited_query(Op.DROP, b"", *self._drop_statements())
+                done.append(data[: length + 1])
+                return length + 1
         return self._plain(data, length, done)
 
     def _end_unnamed(self) -> None:
@@ -208,22 +213,37 @@ class _Care:
         pool = self._server.pool
         self._sharing.ledger.refused(pool.user, pool.database, application_of(self._client.profile), states, text, why)
 
-    def _note(self, verdict: Verdict, text: bytes, parameters: tuple[str, ...] = ()) -> None:
+    def _note(self, verdict: Verdict, text: bytes) -> None:
         """Note what a text that is about to run may do."""
         server, state = self._server, self._state
-        if verdict.drops_statements and not self._failed():
-            self._client.forget_statements()
-            state.statements.clear()
-            state.asks_by_name = False
         if verdict.ddl:
             self._library.schema_epoch += 1
             server.hold |= RESHAPED
         if verdict.leaves & State.PREPARED and (verdict.asks or verdict.leaves & ~State.PREPARED):
             state.risky = True
-        if parameters:
-            verdict = verdict._replace(custom=verdict.custom + parameters)
         if self._sharing.relevant(verdict, state.pins) or (verdict.executes and state.risky):
             server.suspect(verdict, text)
+
+    def _drop_statements(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Take it that client and server have no statements any more: DEALLOCATE ALL or DISCARD ALL is about to run.
+
+        Return what undoes that, if it does not run after all, and what is left to do if it does.
+        """
+        client, state = self._client, self._state
+        copies, asks_by_name = state.statements.take_all(), state.asks_by_name
+        statements, client.statements = client.statements, None
+        state.asks_by_name = False
+
+        def undo() -> None:
+            client.statements = {**(statements or {}), **(client.statements or {})}
+            state.statements.put_back(copies)
+            state.asks_by_name = asks_by_name
+
+        def done() -> None:
+            for statement in (statements or {}).values():
+                self._library.release(statement)
+
+        return undo, done
 
     # --- statements
 
@@ -345,7 +365,12 @@ class _Care:
             self._exchange.edit(Op.EMPTY, _DEALLOCATED)
             self._unprepare(verdict.deallocates)
         else:
-            self._note(verdict, text, _names_in(bind, names_end) if verdict.dynamic else ())
+            names = names_bound(text, bind, names_end) if verdict.dynamic else None
+            if names is not None:
+                verdict = verdict._replace(custom=verdict.custom + names, dynamic=False)
+            self._note(verdict, text)
+            if verdict.drops_statements:
+                self._exchange.edit(Op.DROP, b"", *self._drop_statements())
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
         found = self._resolve(request[6:-1], done)
@@ -430,24 +455,3 @@ class _Care:
 def _both(first: partial[None], second: partial[None]) -> None:
     second()
     first()
-
-
-def _names_in(data: bytes, at: int) -> tuple[str, ...]:
-    """Return those parameters of a Bind, whose names end at `at`, that could be names of custom settings."""
-    try:
-        (formats,) = _int16(data, at + 1)
-        at += 3 + 2 * formats
-        (count,) = _int16(data, at)
-        at += 2
-        found = []
-        for _ in range(count):
-            (length,) = _int32.unpack_from(data, at)
-            at += 4
-            if length != 0xFFFFFFFF:
-                value = data[at : at + length]
-                at += length
-                if b"." in value and value.replace(b".", b"").replace(b"_", b"").isalnum() and value.isascii():
-                    found.append(value.decode())
-        return tuple(found)
-    except ValueError:
-        return ()

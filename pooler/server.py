@@ -90,6 +90,7 @@ class ServerSession(asyncio.Protocol):
     __slots__ = (
         "_counted",
         "_duties",
+        "_undressed",
         "_way",
         "asker",
         "client",
@@ -145,6 +146,8 @@ class ServerSession(asyncio.Protocol):
         self.state = state
         self.profile: Profile | None = None
         """The settings that its session has."""
+        self._undressed: Profile | None = None
+        """What it had before the last client was linked."""
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
         self.exchange.on_parameter = self._parameter_reported
@@ -308,12 +311,14 @@ class ServerSession(asyncio.Protocol):
         """Give the session the settings of the client that is being linked, ahead of what that sends."""
         self.exchange.owe_hidden_query()
         self.transport.write(change(self.profile, profile))
+        self._undressed = self.profile
         self.profile = profile
 
     def _not_dressed(self, client: Borrower) -> None:
         """Its client's settings could not be applied; what that has sent behind them was not carried out."""
         error = read_error(self.exchange.hidden_error or b"")
         self.exchange.hidden_error = None
+        self.profile = self._undressed
         self.hold |= ASK
         client.end(
             Ending(

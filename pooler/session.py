@@ -11,7 +11,7 @@ from pooler.reasons import Ending, Reason
 from pooler.sharing import Judgement, Sharing, Suspicion
 from protocol.messages import parameter_status, text_of
 from protocol.parameters import Profile
-from protocol.question import Findings, patient_question, question
+from protocol.question import Findings, full_question, question
 from protocol.sql import State, Verdict
 from protocol.statements import ServerStatements
 
@@ -27,6 +27,7 @@ class SessionState:
         "_pinned_client",
         "_suspicion",
         "asks_by_name",
+        "nameless",
         "pins",
         "reported",
         "risky",
@@ -49,6 +50,8 @@ class SessionState:
         """The text that was sent last, where there are audits."""
         self.asks_by_name = False
         """The question has been prepared."""
+        self.nameless = False
+        """Custom settings have been set whose names are not known: only DISCARD ALL gets rid of them."""
         self._suspicion: Suspicion | None = None
         self._changed: dict[str, str | None] = {}
         self._pinned_client = 0
@@ -95,14 +98,14 @@ class SessionState:
 
     def question(self, *profiles: Profile | None, custom: Iterable[str] = ()) -> bytes:
         """Return the messages that ask what the session holds; `custom` settings are asked for by name."""
-        names = self.sharing.custom_names(self._suspicion, *profiles) | {name.lower() for name in custom if "." in name}
+        names = self.sharing.custom_names(self._suspicion, *profiles) | self.sharing.remember_custom(custom)
         prepare, self.asks_by_name = not self.asks_by_name, True
         return question(names, prepare=prepare)
 
-    def patient_question(self, *profiles: Profile | None) -> bytes:
-        """Return the same for where the question was cancelled, or is not prepared after all."""
+    def full_question(self, *profiles: Profile | None) -> bytes:
+        """Return the same for where the question was cancelled, is not prepared after all, or not all was seen."""
         self.asks_by_name = False
-        return patient_question(self.sharing.custom_names(self._suspicion, *profiles))
+        return full_question(self.sharing.custom_names(self._suspicion, *profiles))
 
     def judge(
         self, findings: Findings, client: int, startup: Profile | None, before: Profile | None, pool: tuple[str, str]
@@ -113,7 +116,8 @@ class SessionState:
         """
         sharing, ledger = self.sharing, self.sharing.ledger
         suspicion, self._suspicion = self._suspicion, None
-        judgement = sharing.judge(findings, suspicion, startup, before, self.pins)
+        self.nameless |= suspicion is not None and suspicion.dynamic
+        judgement = sharing.judge(findings, suspicion, startup, before, self.pins, nameless=self.nameless)
         application = application_of(judgement.profile)
         text = suspicion.text if suspicion is not None else self.trail
         if judgement.hidden and suspicion is None and self.trail:
@@ -139,17 +143,27 @@ class SessionState:
             self.sharing.ledger.unpinned(self._pinned_client, why)
         self.risky = False
 
+    def untold(self, client: Profile | None, session: Profile | None) -> bytes:
+        """Return the ParameterStatus messages for what a client has, but its session has been reset from."""
+        return b"".join(
+            parameter_status(name, text_of(value))
+            for name, value in (client.settings if client is not None else {}).items()
+            if name in self.reported and (session is None or session.settings.get(name) != value)
+        )
+
     # --- the client has gone
 
     def left(self) -> None:
         """Its client has gone, and whatever that may have done is no longer anybody's affair."""
         self.unpin("client_gone")
-        self._suspicion = None
+        suspicion, self._suspicion = self._suspicion, None
+        self.nameless |= suspicion is not None and suspicion.dynamic
 
     def discarded(self) -> None:
         """DISCARD ALL has run."""
         self.statements.clear()
         self.asks_by_name = False
+        self.nameless = False
 
 
 def application_of(profile: Profile | None) -> str:

@@ -5,20 +5,19 @@ and sending are the sessions' affair.
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple, final
 
 from pooler.ledger import Ledger
 from pooler.policy import Policy
-from protocol.parameters import ROLE, SESSION_USER, Profile, Profiles
-from protocol.question import Findings
+from protocol.parameters import IDENTITY, Profile, Profiles
+from protocol.question import Findings, can_be_asked_for
 from protocol.sql import State, Verdict
 from protocol.statements import Library
 
 MOST_CUSTOM: Final = 200
 """How many names of custom settings are asked for; Postgres does not list them."""
 MOST_FITTED: Final = 1000
-_IDENTITY: Final = (ROLE, SESSION_USER)
 
 
 class Fitted(NamedTuple):
@@ -33,12 +32,14 @@ class Fitted(NamedTuple):
 class Suspicion:
     """What statements may have done to a session, as far as their texts show it."""
 
-    __slots__ = ("custom", "leaves", "text")
+    __slots__ = ("custom", "dynamic", "leaves", "text")
 
     def __init__(self, text: bytes) -> None:
         self.leaves = State(0)
         self.custom: set[str] = set()
         """Names of custom settings that may have been set."""
+        self.dynamic = False
+        """A setting may have been set whose name is not known."""
         self.text = text
         """The first of those texts."""
 
@@ -46,6 +47,7 @@ class Suspicion:
         """Unite with what another text may have done."""
         self.leaves |= verdict.leaves
         self.custom.update(verdict.custom)
+        self.dynamic |= verdict.dynamic or not all(map(can_be_asked_for, verdict.custom))
 
 
 class Judgement(NamedTuple):
@@ -126,15 +128,18 @@ class Sharing:
 
     def custom_names(self, suspicion: Suspicion | None, *profiles: Profile | None) -> set[str]:
         """Return the names of custom settings to ask for: of this client, its server, and all that were seen before."""
-        if suspicion is not None and len(self._custom) < MOST_CUSTOM:
-            self._custom |= {name.lower() for name in suspicion.custom}
-        names = set(self._custom)
-        if suspicion is not None:
-            names |= {name.lower() for name in suspicion.custom}
+        names = self.remember_custom(suspicion.custom if suspicion is not None else ())
         for profile in profiles:
             if profile is not None:
                 names.update(name for name in profile.settings if "." in name)
         return names
+
+    def remember_custom(self, names: Iterable[str]) -> set[str]:
+        """Return `names`, in lower case, and all that were seen in this pool before."""
+        found = {name.lower() for name in names if "." in name}
+        if len(self._custom) < MOST_CUSTOM:
+            self._custom |= found
+        return found | self._custom
 
     def judge(
         self,
@@ -143,10 +148,13 @@ class Sharing:
         startup: Profile | None,
         before: Profile | None,
         held: State,
+        *,
+        nameless: bool = False,
     ) -> Judgement:
         """Say what the answer about a client's session means.
 
         `startup` and `before` are its settings at login and before the transaction, `held` is what pinned it before.
+        With `nameless` it has set custom settings of unknown names, which can't be asked for.
         """
         touched = {name.lower() for name in suspicion.custom} if suspicion is not None else set()
         if before is not None:
@@ -158,7 +166,7 @@ class Sharing:
         changed = State(0)
         for name in {*settings, *(before.settings if before else {})}:
             if settings.get(name) != (before.settings.get(name) if before else None):
-                changed |= State.IDENTITY if name in _IDENTITY else State.SETTING
+                changed |= State.IDENTITY if name in IDENTITY else State.SETTING
         expected = suspicion.leaves if suspicion is not None else State(0)
         unknown = suspicion is not None and suspicion.leaves == 0  # DO, CALL and the like: not for their text to show
         hidden = (findings.states & ~held | changed) & ~expected
@@ -167,6 +175,8 @@ class Sharing:
         if suspicion is not None and State.LIBRARY in suspicion.leaves:
             pins |= State.LIBRARY & self.pinning
         pins |= held & State.LIBRARY
+        if nameless:
+            pins |= State.SETTING & ~self.policy.ignored
         profile = after if self._tracks(changed) else before
         return Judgement(profile, self.profiles.of(own), pins, State(0) if unknown else hidden)
 
@@ -175,7 +185,7 @@ class Sharing:
         if self.pinning & (State.SETTING | State.IDENTITY) and after is not startup:
             for name, value in (after.settings if after else {}).items():
                 if startup is None or startup.settings.get(name) != value:
-                    pins |= State.IDENTITY if name in _IDENTITY else State.SETTING
+                    pins |= State.IDENTITY if name in IDENTITY else State.SETTING
         return pins & self.pinning
 
     def _tracks(self, changed: State) -> bool:

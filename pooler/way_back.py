@@ -17,7 +17,7 @@ from protocol.exchange import COPYING_IN, SKIPPING
 from protocol.frontend import scan_requests
 from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE
 from protocol.messages import SYNC, ErrorFields, all_of_kind, first_message, message, query, read_error
-from protocol.parameters import fit
+from protocol.parameters import IDENTITY, fit
 from protocol.question import Findings, read_answer
 from protocol.sql import State
 
@@ -39,7 +39,7 @@ class Step(IntEnum):
     DRAIN = auto()  # all that its client has asked for is to be answered, and no cancel to be on its way
     ROLLBACK = auto()  # what its client has left open is to be undone
     ASK = auto()  # what the session holds
-    ASK_PATIENTLY = auto()  # the same, where the session's own limits were in the way
+    ASK_FULLY = auto()  # the same, where the session's own time limit or role was in the way
     DISCARD = auto()  # what had pinned a client that is gone
     PROOF = auto()  # that nothing of it is left
     FIT = auto()  # a client's startup parameters are tried on
@@ -51,7 +51,7 @@ class Step(IntEnum):
 _FAILED: Final = {
     Step.ROLLBACK: Reason.SERVER_UNCLEAN,
     Step.ASK: Reason.SERVER_UNCLEAN,
-    Step.ASK_PATIENTLY: Reason.SERVER_UNCLEAN,
+    Step.ASK_FULLY: Reason.SERVER_UNCLEAN,
     Step.DISCARD: Reason.SERVER_UNCLEAN,
     Step.PROOF: Reason.SERVER_UNCLEAN,
     Step.RESET: Reason.SERVER_RESET_FAILED,
@@ -111,12 +111,12 @@ class WayBack:
         if step is Step.FIT:
             self._fitted(failed=failed)
         elif failed and step is Step.ASK:
-            self._ask(Step.ASK_PATIENTLY)
+            self._ask(Step.ASK_FULLY)
         elif failed or (exchange.status != IDLE and step is not Step.DRAIN):
             server.end(_FAILED[step])
         elif exchange.status != IDLE:
             self._query(Step.ROLLBACK, "ROLLBACK")
-        elif step in (Step.ASK, Step.ASK_PATIENTLY, Step.PROOF):
+        elif step in (Step.ASK, Step.ASK_FULLY, Step.PROOF):
             self._take_answer()
         elif step is Step.DISCARD:
             server.state.discarded()
@@ -192,8 +192,8 @@ class WayBack:
         server = self._server
         state, pool = server.state, server.pool
         profiles = (server.profile, server.asker.profile if server.asker is not None else None)
-        patient = step is Step.ASK_PATIENTLY
-        self._send(step, state.patient_question(*profiles) if patient else state.question(*profiles))
+        full = step is Step.ASK_FULLY
+        self._send(step, state.full_question(*profiles) if full else state.question(*profiles))
         state.sharing.ledger.asked(pool.user, pool.database)
 
     def _take_answer(self) -> None:
@@ -205,6 +205,9 @@ class WayBack:
             notifications = all_of_kind(self._answer, NOTIFICATION_RESPONSE)
         except ProtocolViolation:
             server.end(Reason.SERVER_VIOLATION)
+            return
+        if self.step is Step.ASK and not IDENTITY.isdisjoint(findings.settings):
+            self._ask(Step.ASK_FULLY)  # there are settings that not every role may see
             return
         server.hold &= ~ASK
         server.profile = server.state.sharing.profiles.of(own_settings(findings))
@@ -218,6 +221,7 @@ class WayBack:
         )
         client.profile = judgement.profile
         server.profile = judgement.session
+        client.transport.write(server.state.untold(client.profile, server.profile))
         if ending is not None:
             client.end(ending)
             self._clean(findings)
@@ -247,7 +251,7 @@ class WayBack:
         server.hold &= ~PINNED
         if loaded:
             server.end(Reason.LIBRARY_LOADED)
-        elif not findings.states:
+        elif not findings.states and not server.state.nameless:
             self._go_home()
         elif self.step is Step.PROOF:
             server.end(Reason.SERVER_UNCLEAN)

@@ -41,6 +41,7 @@ _CLOSING: Final = frozenset(
     )
 )
 _NEEDED_WHOLE: Final = frozenset((ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS))
+_DROPPED: Final = (b"DISCARD ALL\0", b"DEALLOCATE ALL\0")
 _FOR_THE_CLIENT: Final = frozenset((NOTICE_RESPONSE, NOTIFICATION_RESPONSE))
 
 
@@ -111,6 +112,10 @@ def _altered(exchange: Exchange, kind: int, reply: bytes) -> bytes:
             if kind == EMPTY_QUERY_RESPONSE:
                 exchange.done(edit)
                 return edit.reply
+        elif op is Op.DROP:
+            if kind == COMMAND_COMPLETE and reply[5:].startswith(_DROPPED):
+                exchange.done(edit)
+                return reply
         elif kind in _CLOSING and edit.at == answered and op in (Op.SWALLOW, Op.WATCH):
             exchange.done(edit)
             return b"" if op is Op.SWALLOW else reply

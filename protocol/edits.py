@@ -19,21 +19,31 @@ class Op(Enum):
     INSERT = auto()  # a reply to a request that was not sent, passed on before the reply of the request that follows
     ERROR = auto()  # the error that answers the request is replaced: the pooler has refused it
     EMPTY = auto()  # the next EmptyQueryResponse is replaced: the statement was one that the pooler has carried out
+    DROP = auto()  # nothing; but unless the server says that it has dropped its statements, that is undone
 
 
 @final
 class Edit:
     """One edit; `at` is the number of requests in the same run that were sent before the one it belongs to."""
 
-    __slots__ = ("at", "op", "reply", "undo")
+    __slots__ = ("at", "done", "op", "reply", "undo")
 
-    def __init__(self, op: Op, at: int, reply: bytes = b"", undo: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        op: Op,
+        at: int,
+        reply: bytes = b"",
+        undo: Callable[[], object] | None = None,
+        done: Callable[[], object] | None = None,
+    ) -> None:
         self.op = op
         self.at = at
         self.reply = reply
         """What the client is told instead."""
         self.undo = undo
         """Called if the request fails or is skipped."""
+        self.done = done
+        """Called if it is carried out."""
 
 
 @final

@@ -182,16 +182,28 @@ class Exchange:
         """What is sent now is not carried out, as far as that is known: no edits."""
         return self.mode in (SKIPPING, COPYING_IN)
 
-    def edit(self, op: Op, reply: bytes = b"", undo: Callable[[], object] | None = None) -> None:
+    def edit(
+        self,
+        op: Op,
+        reply: bytes = b"",
+        undo: Callable[[], object] | None = None,
+        done: Callable[[], object] | None = None,
+    ) -> None:
         """Note an edit for the extended request that is booked next; not while `skipping`."""
-        self.edits.append(Edit(op, self.run, reply, undo))
+        self.edits.append(Edit(op, self.run, reply, undo, done))
         self.edited += 1
         self.mode = EDITING
 
-    def owe_edited_query(self, op: Op, reply: bytes) -> None:
-        """Book a Query whose error, or empty answer, is replaced by `reply`; not while `skipping`."""
+    def owe_edited_query(
+        self,
+        op: Op,
+        reply: bytes = b"",
+        undo: Callable[[], object] | None = None,
+        done: Callable[[], object] | None = None,
+    ) -> None:
+        """Book a Query with an edit; not while `skipping`."""
         self._break_run()
-        self.owed.append(Unit(OWED_QUERY, [Edit(op, 0, reply)]))
+        self.owed.append(Unit(OWED_QUERY, [Edit(op, 0, reply, undo, done)]))
         self.edited += 1
 
     def owe_hidden_query(self) -> None:
@@ -225,6 +237,8 @@ class Exchange:
         """Strike off an edit of the requests that are answered next."""
         self.head_edits.remove(edit)
         self.edited -= 1
+        if edit.done is not None:
+            edit.done()
 
     def hold(self, data: bytes) -> None:
         """Keep the beginning of a reply until it is whole; counts as an edit."""

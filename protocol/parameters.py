@@ -15,6 +15,8 @@ ROLE: Final = "role"
 SESSION_USER: Final = "session_authorization"
 _IDENTITY: Final = (SESSION_USER, ROLE)
 """In the order in which they have to be set: each takes the right to do the other away."""
+IDENTITY: Final = frozenset(_IDENTITY)
+"""Settings that say as whom a session acts."""
 
 ONLY_AT_START: Final = frozenset(
     (

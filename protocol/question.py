@@ -16,6 +16,7 @@ from protocol.messages import SYNC, first_message, message, query, text_of
 from protocol.parameters import ROLE, SESSION_USER
 from protocol.sql import State
 
+TIMEOUT: Final = "statement_timeout"
 NAME: Final = b"pgfunnel_question"
 """What the question is prepared under."""
 
@@ -24,10 +25,12 @@ _int32 = Struct("!i")
 
 _MAX_ROW: Final = 1 << 24
 
+# Names and values come in hexadecimal digits, which read the same in each client_encoding.
+_HEX: Final = (
+    "SELECT s.k, pg_catalog.encode(pg_catalog.convert_to(s.n, pg_catalog.getdatabaseencoding()), 'hex'),"
+    " pg_catalog.encode(pg_catalog.convert_to(s.v, pg_catalog.getdatabaseencoding()), 'hex') FROM ({rows}) AS s"
+)
 _SELECT: Final = r"""
-SELECT s.k, pg_catalog.encode(pg_catalog.convert_to(s.n, pg_catalog.getdatabaseencoding()), 'hex'),
- pg_catalog.encode(pg_catalog.convert_to(s.v, pg_catalog.getdatabaseencoding()), 'hex')
-FROM (
 SELECT 'setting' AS k, name AS n, setting AS v FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'
 UNION ALL SELECT 'setting', n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n
  WHERE pg_catalog.current_setting(n, true) IS NOT NULL
@@ -44,9 +47,19 @@ UNION ALL SELECT 'temporary', pg_catalog.count(*)::pg_catalog.text, '' FROM pg_c
  WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
  AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()
  HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
-) AS s
 """
-_SQL: Final = " ".join(_SELECT.split())
+_SQL: Final = _HEX.format(rows=" ".join(_SELECT.split()))
+_ASIDE: Final = (
+    "SELECT 'setting' AS k, 'role' AS n, pg_catalog.current_setting('role') AS v"
+    " UNION ALL SELECT 'user', 'session_authorization', session_user::pg_catalog.text"
+    " UNION ALL SELECT 'timeout', 'statement_timeout', (pg_catalog.date_part('epoch',"
+    " pg_catalog.current_setting('statement_timeout')::pg_catalog.interval) OPERATOR(pg_catalog.*) 1000)"
+    "::pg_catalog.int4::pg_catalog.text"
+)
+_RESET_TIMEOUT: Final = (
+    "SELECT 'default timeout' AS k, name AS n, reset_val AS v FROM pg_catalog.pg_settings"
+    " WHERE name OPERATOR(pg_catalog.=) 'statement_timeout'"
+)
 
 
 class Findings(NamedTuple):
@@ -77,18 +90,26 @@ def question(custom: Iterable[str], *, prepare: bool) -> bytes:
     return out + message(b"E", b"\0" + _int32.pack(0)) + SYNC
 
 
-def patient_question(custom: Iterable[str]) -> bytes:
-    """Return a Query that asks the same where the session's own time limits do not let it."""
+def full_question(custom: Iterable[str]) -> bytes:
+    """Return a Query that asks the same where the session's time limit or its role hides part of the answer.
+
+    Both are put aside for as long as it takes, and told first.
+    """
     names = "'" + _array(custom).replace("'", "''") + "'"
-    return query(f"BEGIN;SET LOCAL statement_timeout TO 0;{_SQL.replace('$1', names)};COMMIT")
+    return query(
+        f"BEGIN;{_HEX.format(rows=_ASIDE)};SET LOCAL statement_timeout TO 0;"
+        "SET LOCAL SESSION AUTHORIZATION DEFAULT;SET LOCAL ROLE NONE;"
+        f"{_SQL.replace('$1', names)};{_HEX.format(rows=_RESET_TIMEOUT)};COMMIT"
+    )
 
 
 def _array(names: Iterable[str]) -> str:
-    """Return an array literal of those names that are plain: others can't be asked for in any client encoding."""
-    return "{" + ",".join(f'"{name}"' for name in sorted(names) if _is_plain(name)) + "}"
+    """Return an array literal of those names that can be asked for."""
+    return "{" + ",".join(f'"{name}"' for name in sorted(names) if can_be_asked_for(name)) + "}"
 
 
-def _is_plain(name: str) -> bool:
+def can_be_asked_for(name: str) -> bool:
+    """Tell whether the name of a custom setting reads the same in each client_encoding."""
     return name.isascii() and name.replace(".", "").replace("_", "").replace("$", "").isalnum()
 
 
@@ -97,6 +118,7 @@ def read_answer(replies: bytes, login_user: str) -> Findings:
     settings: dict[str, bytes] = {}
     states = State(0)
     details = []
+    timeouts: list[bytes] = []
     while found := first_message(replies, _MAX_ROW):
         kind, payload, size = found
         replies = replies[size:]
@@ -105,14 +127,20 @@ def read_answer(replies: bytes, login_user: str) -> Findings:
         what, name, value = _columns(payload)
         if what == "setting":
             settings[name] = value
+        elif what in ("timeout", "default timeout"):
+            timeouts.append(value)
         elif what == "user":
             if value != login_user.encode("utf-8", "surrogateescape"):
                 settings[SESSION_USER] = value
         else:
             states |= State[what.upper()]
             details.append(f"{what} {name}")
-    if SESSION_USER in settings and settings.get(ROLE) == settings[SESSION_USER]:
+    if settings.get(ROLE) == b"none":
         del settings[ROLE]
+    if timeouts:
+        settings.pop(TIMEOUT, None)  # the one it was put aside with
+        if timeouts[0] != timeouts[-1]:
+            settings[TIMEOUT] = timeouts[0]
     return Findings(settings, states, details)
 
 

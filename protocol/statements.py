@@ -234,6 +234,16 @@ class ServerStatements:
         if copy is not None and copy.name == name:
             del self._copies[statement]
 
+    def take_all(self) -> "OrderedDict[Statement, Copy]":
+        """The server is about to drop all of them: forget and return them, in case it does not; see put_back()."""
+        copies, self._copies = self._copies, OrderedDict()
+        return copies
+
+    def put_back(self, copies: "OrderedDict[Statement, Copy]") -> None:
+        """It has not."""
+        self._surplus += [copy.name for statement, copy in copies.items() if statement in self._copies]
+        self._copies = OrderedDict({**copies, **self._copies})
+
     def clear(self) -> None:
         """The server has dropped all of them."""
         self._copies.clear()
