@@ -132,7 +132,7 @@ def test_the_file_with_policies_is_a_configuration(tmp_path: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", read("docs/session-state.md"), flags=re.DOTALL)
     file = tmp_path / "pgfunnel.toml"
     file.write_text(example)
-    loaded = load(["--config", str(file), "--upstream", "postgresql://app@db/app"], {})
+    loaded = load(["--config", str(file), "--upstream", "postgresql://app:secret@db/app"], {})
     assert loaded.settings.session_state["listen"] == "reject"
 
 
