@@ -84,7 +84,7 @@ def _create(tokens: Tokens) -> Verdict:
         if _word(tokens, at + 1) == b"table" and _dropped_on_commit(tokens):
             return Verdict(executes=executes)
         return Verdict(leaves=State.TEMPORARY, executes=executes)
-    if any(_in_temporary_schema(tokens, at) for at in range(len(tokens))):
+    if any(token == b"." and _in_temporary_schema(tokens, at - 1) for at, token in enumerate(tokens)):
         return Verdict(leaves=State.TEMPORARY, asks=True, executes=executes, ddl=True)
     return Verdict(asks=True, executes=executes, ddl=True)
 
@@ -234,4 +234,5 @@ def _word(tokens: Tokens, at: int) -> bytes:
 def _find(tokens: Tokens, *wanted: bytes) -> int:
     """Return where `wanted` stands first in `tokens`; -1 if it does nowhere."""
     size = len(wanted)
-    return next((at for at in range(len(tokens)) if tuple(tokens[at : at + size]) == wanted), -1)
+    starts = (at for at, token in enumerate(tokens) if token == wanted[0])
+    return next((at for at in starts if tuple(tokens[at : at + size]) == wanted), -1)

@@ -39,7 +39,7 @@ _NEXT: Final = re.compile(
     (?:\s++ | --[^\n\r]*+ | /\*[^*/]*+(?:(?:\*(?!/)|/(?!\*))[^*/]*+)*+\*/)*+     # what separates tokens
     (?:
       (?![eE]'|[uU]&['"]) ([A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)           # 1 word
-    | (%(name)s)                                                                 # 2 quoted name
+    | ([(),;=*<>+] | %(name)s)                                                   # 2 frequent punctuation, quoted name
     | (%(string)s)                                                               # 3 string
     | ([eE]%(escaped)s(?:%(line_break)s%(escaped)s)*+)                           # 4 string with escapes
     | ([uU]&(?:%(string)s|%(name)s))                                             # 5 string or name with code points
@@ -56,7 +56,7 @@ _NEXT: Final = re.compile(
 )
 _COMMENT_MARK: Final = re.compile(rb"/\*|\*/")
 
-_WORD, _QUOTED_NAME, _QUOTED, _ESCAPES, _CODE_POINTS, _DOLLAR, _COMMENT, _ENDLESS, _OTHER = range(1, 10)
+_WORD, _SIMPLE, _QUOTED, _ESCAPES, _CODE_POINTS, _DOLLAR, _COMMENT, _ENDLESS, _OTHER = range(1, 10)
 
 _DOUBTFUL: Final[Mapping[int, Callable[[bytes], object]]] = {
     # It ends elsewhere where standard_conforming_strings is off.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from protocol.fingerprint import fingerprint
-from protocol.functions import NEEDLES, SEQUENCE_FUNCTIONS
+from protocol.functions import NEEDLES, SEQUENCE_FUNCTIONS, calls
 from protocol.judgement import HARMLESS_KINDS, judge
 from protocol.lexer import DOUBT, lex
 from protocol.verdict import HARMLESS, UNKNOWN, State, Verdict, unite, words
@@ -34,6 +34,7 @@ TEXT_LIMIT: Final = 1 << 20
 # a second statement, an INTO, a call of one of the functions, a name that is spelt by code points.
 
 _NEVER: Final = "\0"
+_SEQUENCE: Final = Verdict(leaves=State.SEQUENCE)
 _PLAIN_KINDS: Final[Mapping[str, str]] = dict.fromkeys((kind.decode() for kind in HARMLESS_KINDS), _NEVER) | {
     "select": "into",
     "with": "into",  # an UPDATE in it has parentheses before it, and the view's name has a needle
@@ -54,7 +55,7 @@ _HEADERS: Final = tuple(b"Q" + max(size - 1, 0).to_bytes(4, "big") for size in r
 _BEGINNING: Final = re.compile(
     rb"""
     (?:\s++ | --[^\n\r]*+ | /\*[^*/]*+(?:(?:\*(?!/)|/(?!\*))[^*/]*+)*+\*/)*+
-    (?: (%s)(?![A-Za-z0-9_$\x80-\xff]) | set\s++local\s++[a-z_"] )"""
+    (?: (%s)(?![A-Za-z0-9_$\x80-\xff]) | set\s++local\s++[a-z_"\x80-\xff] )"""
     % b"|".join(kind.encode() for kind in _PLAIN_KINDS),
     re.VERBOSE | re.IGNORECASE,
 )
@@ -87,8 +88,9 @@ def is_plain_query(data: bytes) -> bool:
 
 def classify(text: bytes) -> Verdict:
     """Judge `text`: SQL without the trailing NUL, in any encoding that extends ASCII. Never raises."""
-    if _is_plain(text):
-        return HARMLESS
+    plain = _at_first_sight(text)
+    if plain is not None:
+        return plain
     if len(text) > TEXT_LIMIT:
         return UNKNOWN
     tokens, _, whole = lex(text)
@@ -99,20 +101,23 @@ def classify(text: bytes) -> Verdict:
     return verdict
 
 
-def _is_plain(text: bytes) -> bool:
-    """As is_plain_query(), for any harmless kind, behind white space and comments; sequences are no exception."""
+def _at_first_sight(text: bytes) -> Verdict | None:
+    """As is_plain_query(), for any harmless kind behind white space and comments; None if more is to be looked at."""
     beginning = _BEGINNING.match(text)
     if beginning is None:
-        return False
+        return None
     low = text.rstrip(b" \t\n\r\f\v;").lower().decode("latin-1")
-    if ";" in low or 'u&"' in low:
-        return False
-    if beginning[1] is None:
-        return True  # SET LOCAL, followed by a name
-    kind = beginning[1].lower().decode()
-    if _PLAIN_KINDS[kind] in low:
-        return False
-    return "(" not in low or not (_has_any(low, NEEDLES) or _has_any(low, SEQUENCE_FUNCTIONS))
+    kind = beginning[1]
+    if kind is None:  # SET LOCAL, followed by a name
+        return None if ";" in low else HARMLESS
+    if ";" in low or 'u&"' in low or _PLAIN_KINDS[kind.lower().decode()] in low:
+        return None
+    if "(" in low:
+        if _has_any(low, NEEDLES):
+            return None
+        if _has_any(low, SEQUENCE_FUNCTIONS) and State.SEQUENCE in calls(lex(text).tokens).leaves:
+            return _SEQUENCE
+    return HARMLESS
 
 
 def _has_any(text: str, needles: Sequence[str]) -> bool:

@@ -76,7 +76,10 @@ def either_case(text: str) -> st.SearchStrategy[str]:
 
 @given(texts)
 @EXAMPLES
-@example("selec")
+@example("select \"nextval('s')")
+@example("select nextval('it\\'s')")
+@example('set local U&"a" = 1')
+@example('set local ü"')
 @example("select U&\"set\\005fconfig\"('a', 'b', false)")
 def test_a_plain_query_leaves_nothing(text: str) -> None:
     # The last character, which is not looked at, is a semicolon here: what it is else, the server refuses.
