@@ -60,6 +60,10 @@ UNKNOWN: Final = Verdict(leaves=State.UNKNOWN, asks=True)
 
 def unite(one: Verdict, other: Verdict) -> Verdict:
     """Return the verdict on two statements that make up one text."""
+    if other is HARMLESS and not one.deallocates:
+        return one
+    if one is HARMLESS and not other.deallocates:
+        return other
     custom = one.custom
     if other.custom and custom != other.custom:
         custom = tuple(dict.fromkeys(custom + other.custom))

@@ -120,6 +120,12 @@ def test_a_long_text_of_a_harmless_kind_is_harmless() -> None:
     assert not any(classify(b"INSERT INTO t VALUES " + b", ".join([b"(1, 'a')"] * TEXT_LIMIT)))
 
 
+@pytest.mark.parametrize("size", [10_000, TEXT_LIMIT])
+def test_a_sequence_function_is_found_behind_very_much_else(size: int) -> None:
+    text = b"INSERT INTO t VALUES " + b"(1, 'a'), " * size + b"(nextval('s'), 'a')"
+    assert classify(text).leaves == State.SEQUENCE
+
+
 @pytest.mark.parametrize("text", [b"SELECT 1 INTO t -- " + b"x" * TEXT_LIMIT, b"SELECT 1;" * 20_000 + b"LISTEN x"])
 def test_what_is_not_read_to_its_end_is_unknown(text: bytes) -> None:
     assert State.UNKNOWN in classify(text).leaves
