@@ -85,7 +85,7 @@ def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_si
     except ClientViolation as violation:
         server.transport.write(b"".join(done) + rest[: violation.offset])
         raise ClientViolation(violation.message) from None
-    if exchange.edited and server.client is not None and not exchange.held and not exchange.replies_rest:
+    if exchange.edited and server.client is not None:
         server.client.transport.write(exchange.take_inserts())
     out = b"".join(done)
     return out + rest, len(out) + end

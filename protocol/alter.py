@@ -40,7 +40,9 @@ _CLOSING: Final = frozenset(
         PORTAL_SUSPENDED,
     )
 )
-_NEEDED_WHOLE: Final = frozenset((ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS))
+_NEEDED_WHOLE: Final = frozenset(
+    (COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS)
+)
 _DROPPED: Final = (b"DISCARD ALL\0", b"DEALLOCATE ALL\0")
 _FOR_THE_CLIENT: Final = frozenset((NOTICE_RESPONSE, NOTIFICATION_RESPONSE))
 
@@ -54,13 +56,13 @@ def alter_replies(exchange: Exchange, data: bytes) -> tuple[bytes, bool]:
     if exchange.held:
         data = exchange.held + data
         exchange.hold(b"")
-    told = []
+    told: list[bytes] = []
     free = False
     end = len(data)
     at = min(_begun(exchange, data), end)
     if at:
         free = scan_replies(exchange, data[:at])
-        told.append(data[:at])
+        told += (data[:at], exchange.take_inserts())
     while at < end:
         if end - at < 5:
             exchange.hold(data[at:])
@@ -78,14 +80,12 @@ def alter_replies(exchange: Exchange, data: bytes) -> tuple[bytes, bool]:
             if kind == ERROR_RESPONSE:
                 exchange.hidden_error = reply[5:]
         else:
-            told.append(exchange.take_inserts())
-            told.append(_altered(exchange, kind, reply))
+            told += (exchange.take_inserts(), _altered(exchange, kind, reply))
         if kind == READY_FOR_QUERY:
             exchange.finish_head()
         free = scan_replies(exchange, reply)
         at = min(after, end)
-        if not hidden:
-            told.append(exchange.take_inserts())
+        told.append(exchange.take_inserts())
     return b"".join(told), free and not exchange.held
 
 

@@ -227,11 +227,17 @@ class Exchange:
         return head.edits if isinstance(head, Unit) else []
 
     def take_inserts(self) -> bytes:
-        """Return what is to be told to the client now, in between what the server says."""
-        due = [edit for edit in self.head_edits if edit.op is Op.INSERT and edit.at <= self.answered]
-        for edit in due:
-            self.done(edit)
-        return b"".join(edit.reply for edit in due)
+        """Return what is to be told to the client now, in between what the server says; never within a reply."""
+        told = b""
+        while not (self.replies_rest or self.replies_head):
+            due = [edit for edit in self.head_edits if edit.op is Op.INSERT and edit.at <= self.answered]
+            for edit in due:
+                self.done(edit)
+                told += edit.reply
+            if not self._head_answered:
+                break
+            self._strike_answered_head()
+        return told
 
     def done(self, edit: Edit) -> None:
         """Strike off an edit of the requests that are answered next."""
@@ -338,16 +344,19 @@ class Exchange:
         while owed and owed[0] == OWED_COPY_END:
             owed.popleft()
 
+    @property
+    def _head_answered(self) -> bool:
+        """The head is an unclosed run whose requests have all been answered, or a copy end behind one."""
+        head = self.owed[0] if self.owed else 0
+        return head == OWED_COPY_END or (head <= UNCLOSED and self.answered >= UNCLOSED - head)
+
     def _strike_answered(self) -> None:
-        """Strike off unclosed runs whose requests have all been answered, and copy ends behind them."""
-        owed = self.owed
-        while owed:
-            head = owed[0]
-            if head <= UNCLOSED and self.answered >= UNCLOSED - head:
-                self.answered -= UNCLOSED - head
-            elif head != OWED_COPY_END:
-                return
-            self._strike()
+        while self._head_answered:
+            self._strike_answered_head()
+
+    def _strike_answered_head(self) -> None:
+        self.answered -= max(0, UNCLOSED - self.owed[0])
+        self._strike()
 
     def _swallow(self, index: int) -> None:
         """Strike off what a copy swallows from owed[index] on; if its end is not among that, it is COPYING_IN."""

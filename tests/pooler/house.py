@@ -7,7 +7,7 @@ from itertools import count
 
 import structlog
 
-from config.session_state import DEFAULTS
+from config.session_state import DEFAULTS, StatePolicies
 from pooler.client import ClientDuties, ClientSession
 from pooler.ledger import Ledger
 from pooler.policy import Policy
@@ -43,11 +43,20 @@ def wire(session: ClientSession | ServerSession) -> MockTransport:
     return session.transport
 
 
-def new_sharing(now: Callable[[], float]) -> Sharing:
-    """The default policy for session state."""
-    policy = Policy.of(DEFAULTS)
+def new_sharing(
+    now: Callable[[], float],
+    *,
+    policies: StatePolicies | None = None,
+    max_prepared: int = 200,
+    max_pinned: int = 0,
+    audit: float = 0.0,
+    statement_memory: int = 1 << 20,
+) -> Sharing:
+    """The default policy for session state, with those of `policies` instead."""
+    policy = Policy.of({**DEFAULTS, **(policies or {})})
     ledger = Ledger(now, log=structlog.get_logger(), log_pins=False)
-    return Sharing(policy, Library(1 << 20, policy.ignored), Profiles(), ledger, max_prepared=200, max_pinned=0)
+    library = Library(statement_memory, policy.ignored, watch_all=bool(audit))
+    return Sharing(policy, library, Profiles(), ledger, max_prepared=max_prepared, max_pinned=max_pinned, audit=audit)
 
 
 @dataclass
@@ -61,6 +70,11 @@ class House:
     check_always: bool = False
     watched: bool = False
     """Session state is watched. Most tests are about what comes before and after, with texts that are no SQL."""
+    policies: StatePolicies | None = None
+    max_prepared: int = 200
+    max_pinned: int = 0
+    audit: float = 0.0
+    statement_memory: int = 1 << 20
     time: float = 1000.0
     opens: int = 0
     cancels: list[ServerSession] = field(default_factory=list)
@@ -83,7 +97,14 @@ class House:
             statement_mode=self.statement_mode,
             max_packet_size=2**31 - 1,
         )
-        self.sharing = new_sharing(self.now)
+        self.sharing = new_sharing(
+            self.now,
+            policies=self.policies,
+            max_prepared=self.max_prepared,
+            max_pinned=self.max_pinned,
+            audit=self.audit,
+            statement_memory=self.statement_memory,
+        )
         self.library = self.sharing.library
         library = self.library if self.watched else None
         self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET, library)
