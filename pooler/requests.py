@@ -415,15 +415,15 @@ class _Care:
     def _resolve_unnamed(self, done: list[bytes]) -> tuple[bytes, Statement | None] | None:
         exchange = self._exchange
         statement = self._client.unnamed
-        if statement is None:
+        if statement is None or (statement.verdict is _UNREAD and exchange.unnamed is not statement):
             if exchange.unnamed is not None:
-                exchange.unnamed = None  # it is another client's
+                exchange.unnamed = None  # it may be another client's
                 exchange.edit(Op.SWALLOW)
                 self._book(close_statement(b""), done)
             return None
         if exchange.unnamed is not statement:
             exchange.unnamed = statement
-            exchange.edit(Op.SWALLOW, undo=partial(setattr, exchange, "unnamed", None))
+            exchange.edit(Op.SWALLOW)
             self._book(statement.parse(b""), done)
         return b"", statement
 
@@ -447,8 +447,7 @@ class _Care:
             raise ClientViolation(
                 f"a statement of {length} bytes can't be prepared under a name (no more than {TEXT_LIMIT})"
             )
-        self._end_unnamed()
-        self._server.suspect(_UNREAD, data[6:_SHOWN])
+        self._client.unnamed = self._exchange.unnamed = Statement(data[6:_SHOWN] + _NO_TEXT, _UNREAD)
         return self._plain(data, length, done)
 
 

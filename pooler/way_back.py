@@ -15,11 +15,12 @@ from pooler.sharing import Fitted, own_settings
 from protocol.errors import ProtocolViolation
 from protocol.exchange import COPYING_IN, SKIPPING
 from protocol.frontend import scan_requests
-from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE
+from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE, QUERY
 from protocol.messages import SYNC, ErrorFields, all_of_kind, first_message, message, query, read_error
 from protocol.parameters import IDENTITY, fit
 from protocol.question import Findings, read_answer
 from protocol.sql import State
+from protocol.statements import UNSURE
 
 if TYPE_CHECKING:
     from pooler.server import Borrower, ServerDuties, ServerSession
@@ -165,6 +166,7 @@ class WayBack:
             # A Sync alone would commit what the run has done.
             missing += SYNC if exchange.mode == SKIPPING else query("ROLLBACK") + SYNC
         if missing:
+            exchange.unnamed = UNSURE
             scan_requests(exchange, missing, _ANY_SIZE)
             server.transport.write(missing)
 
@@ -179,7 +181,8 @@ class WayBack:
         self._answer = b""
         server.since = self._duties.now()
         scan_requests(server.exchange, requests, _ANY_SIZE)
-        server.exchange.unnamed = None
+        if requests[0] == QUERY:
+            server.exchange.unnamed = None  # a Query ends it
         server.transport.write(requests)
 
     def check(self) -> None:

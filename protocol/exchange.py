@@ -34,7 +34,7 @@ from typing import Final, final
 from protocol.edits import Edit, Op, Unit
 from protocol.errors import ServerViolation
 from protocol.kinds import IDLE
-from protocol.statements import Statement
+from protocol.statements import UNSURE, Statement
 
 OWED_QUERY: Final = -1
 OWED_COPY_END: Final = -2
@@ -108,7 +108,7 @@ class Exchange:
         self.hidden_error: bytes | None = None
         """The payload of the last ErrorResponse in a hidden unit."""
         self.unnamed: Statement | None = None
-        """What the server's unnamed statement is, if that is known."""
+        """What the server's unnamed statement is; None = it has none; UNSURE = what was to change that was skipped."""
         self.on_parameter: Callable[[bytes], None] = _ignore
         """Called with the payload of each ParameterStatus."""
         self.on_stale_plan: Callable[[], None] = _nothing
@@ -138,6 +138,7 @@ class Exchange:
 
     def book_query(self) -> None:
         """Book a Query or FunctionCall that comes inside a run, a skipped run or a copy."""
+        self.unnamed = UNSURE
         if self.mode == COPYING_IN:
             self.mode = NORMAL  # it ends the copy with an error that answers the COPY, and is not answered itself
         elif self.mode != SKIPPING:
@@ -155,6 +156,8 @@ class Exchange:
             self.mode = NORMAL  # as in book_query
         elif self.mode != SKIPPING:
             self.run += 1
+            return
+        self.unnamed = UNSURE
 
     def book_copy_end(self) -> None:
         """Book a CopyDone or CopyFail."""
@@ -281,6 +284,8 @@ class Exchange:
             self.mode = NORMAL
         self._strike_answered()
         owed = self.owed
+        if not owed or owed[0] != OWED_QUERY:
+            self.unnamed = UNSURE
         if owed:
             if owed[0] > UNCLOSED:
                 self._drop_edits(self.head_edits)
@@ -305,6 +310,7 @@ class Exchange:
         if self.edited:
             # Which requests the copy swallows, and with them whose edits, nobody wants to know: no driver does that.
             raise ServerViolation("a COPY FROM STDIN began ahead of requests that are not passed on as they are")
+        self.unnamed = UNSURE
         if head == OWED_QUERY:
             self._swallow(1)
             return

@@ -14,7 +14,7 @@ from protocol.sql import State, Verdict, classify, is_plain_query
 PREFIX: Final = b"pgfunnel_"
 """What names of statements on servers begin with."""
 TEXT_LIMIT: Final = 1 << 20
-"""Bytes. A longer text can't be prepared under a name, and an unnamed statement of that length ends at its Sync."""
+"""Bytes. A longer text can't be prepared under a name, and an unnamed statement of that length stays where it is."""
 OVERHEAD: Final = 400
 """Bytes that an entry takes beside its text, about."""
 
@@ -46,6 +46,10 @@ class Statement:
     def parse(self, name: bytes) -> bytes:
         """Return a Parse message for it under `name`."""
         return b"P" + _int32(len(name) + len(self.body) + 5) + name + b"\0" + self.body
+
+
+UNSURE: Final = Statement(b"\0\0\0", classify(b""))
+"""Stands for an unnamed statement of which it is not known what it is, and whose."""
 
 
 class LibraryFullError(Exception):
