@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from pooler.hold import ASKING, BLOCKED, PARTING
+from pooler.hold import ASKING, BLOCKED, PARTING, STALLED
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
 from protocol.errors import ClientViolation
@@ -151,6 +151,8 @@ class ClientSession(asyncio.Protocol):
             if end:
                 server.transport.write(data[:end])
             self.pending = data[end:]
+            if server.hold & STALLED and len(self.pending) > PENDING_LIMIT:
+                self.transport.pause_reading()
             if is_terminate(data, end):
                 self._leave(server)
                 return
@@ -219,6 +221,7 @@ class ClientSession(asyncio.Protocol):
         self.choked = False
         if self.server is not None:
             self.server.unchoke()
+            self.proceed()
         elif not self.ended and not self.waiting:
             self.transport.resume_reading()
             self.proceed()

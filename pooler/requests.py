@@ -11,10 +11,10 @@ from struct import Struct
 from typing import Final, Protocol
 
 from pooler.advice import advise
-from pooler.hold import RESHAPED
+from pooler.hold import RESHAPED, STALLED
 from pooler.reasons import Ending
 from pooler.server import ServerSession
-from pooler.session import application_of, too_many_pinned
+from pooler.session import FOREIGN, application_of, too_many_pinned
 from protocol.bound import names_bound
 from protocol.edits import Op
 from protocol.errors import ClientViolation
@@ -24,6 +24,8 @@ from protocol.messages import ErrorFields, error_response, message, query
 from protocol.parameters import Profile
 from protocol.sql import State, Verdict
 from protocol.statements import (
+    NAME_SIZE,
+    PLAIN,
     PREFIX,
     TEXT_LIMIT,
     LibraryFullError,
@@ -251,7 +253,9 @@ class _Care:
         end = request.find(0, 5) + 1
         if not end or request.find(0, end) < 0:
             return self._plain(request, len(request) - 1, done)  # malformed: for Postgres to say so
-        name, body = request[5 : end - 1], request[end:]
+        name, body = request[5 : end - 1][:NAME_SIZE], request[end:]
+        if self._stalls(name):
+            return 0
         if name and self._sharing.max_prepared:
             self._parse_named(name, body, done)
             return len(request)
@@ -259,6 +263,8 @@ class _Care:
         statement = self._library.find(body)
         refusal = self._refusal(statement.verdict, statement.text)
         if refusal is not None:
+            if not name:
+                self._client.unnamed = None
             self._refuse(refusal, done)
             return size
         if name:  # passed on under its name
@@ -279,13 +285,12 @@ class _Care:
             client.statements = {}
         refusal: ErrorFields | None
         if name in client.statements:
-            text = name.decode("utf-8", "surrogateescape")
-            refusal = ErrorFields("ERROR", "42P05", f'prepared statement "{text}" already exists')
-            self._refuse(refusal, done)
+            # Postgres will object to the text, or to the name.
+            server_name, _ = self._resolve(name, done) or (name, None)
+            self._book(message(b"P", server_name + b"\0" + body), done)
             return
-        search_path = client.profile.get("search_path") if client.profile is not None else b""
         try:
-            statement = self._library.find_named(body, search_path)
+            statement = self._library.find_named(body, client.profile.dialect if client.profile is not None else PLAIN)
         except LibraryFullError:
             refusal = ErrorFields(
                 "ERROR",
@@ -301,21 +306,35 @@ class _Care:
             self._refuse(refusal, done)
             return
         client.statements[name] = statement
-        undo = partial(self._unprepare, name)
+        undo, confirmed = partial(self._unprepare, name), partial(self._confirmed, name)
         if known.has_current(statement) and not self._failed():
-            exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo)
+            exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo, confirmed)
         else:
             server_name = self._make_room(statement, done)
-            exchange.edit(Op.WATCH, undo=partial(_both, undo, partial(known.forget, statement, server_name)))
+            exchange.edit(Op.WATCH, b"", partial(_both, undo, partial(known.forget, statement, server_name)), confirmed)
             self._book(statement.parse(server_name), done)
+        self._state.unconfirmed[name] = exchange.edits
+
+    def _confirmed(self, name: bytes) -> None:
+        self._state.unconfirmed.pop(name, None)
+
+    def _stalls(self, name: bytes) -> bool:
+        """Tell whether it has yet to be seen what becomes of `name` in an earlier run; proceed() goes on then."""
+        run = self._state.unconfirmed.get(name)
+        if run is None or run is self._exchange.edits:
+            return False
+        self._server.hold |= STALLED
+        return True
 
     def _unprepare(self, name: bytes) -> None:
+        self._confirmed(name)
         statement = self._client.statements.pop(name, None) if self._client.statements else None
         if statement is not None:
             self._library.release(statement)
 
     def _keep(self, name: bytes, statement: Statement) -> None:
         """It was not closed after all."""
+        self._confirmed(name)
         if self._client.statements is not None:
             self._client.statements[name] = statement
             statement.users += 1
@@ -329,7 +348,7 @@ class _Care:
             self._book(close_statement(old), done)
         return name
 
-    def _bind(self, data: bytes, length: int, done: list[bytes]) -> int:
+    def _bind(self, data: bytes, length: int, done: list[bytes]) -> int:  # noqa: PLR0911 - it may be cut, or not go out
         portal_end = data.find(0, 5)
         end = data.find(0, portal_end + 1) if portal_end > 0 else -1
         whole = length < len(data)
@@ -337,6 +356,8 @@ class _Care:
             return 0
         if end < 0 or end > length:
             return self._plain(data, length, done)
+        if self._stalls(data[portal_end + 1 : end][:NAME_SIZE]):
+            return 0
         found = self._resolve(data[portal_end + 1 : end], done)
         if found is None:
             return self._plain(data, length, done)
@@ -373,6 +394,8 @@ class _Care:
                 self._exchange.edit(Op.DROP, b"", *self._drop_statements())
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
+        if self._stalls(request[6:-1][:NAME_SIZE]):
+            return 0
         found = self._resolve(request[6:-1], done)
         if found is None:
             return self._plain(request, len(request) - 1, done)
@@ -381,14 +404,17 @@ class _Care:
 
     def _close(self, request: bytes, done: list[bytes]) -> int:
         """A statement stays on the server for the others; Postgres takes a Close of what does not exist."""
-        name = request[6:-1]
+        name = request[6:-1][:NAME_SIZE]
         client = self._client
+        if self._stalls(name):
+            return 0
         if not name:
             self._end_unnamed()
         elif client.statements and name in client.statements:
             statement = client.statements[name]
-            self._exchange.edit(Op.WATCH, undo=partial(self._keep, name, statement))
+            self._exchange.edit(Op.WATCH, b"", partial(self._keep, name, statement), partial(self._confirmed, name))
             self._unprepare(name)
+            self._state.unconfirmed[name] = self._exchange.edits
         self._book(message(b"C", b"S" + self._foreign(name) + b"\0"), done)
         return len(request)
 
@@ -400,7 +426,7 @@ class _Care:
         client, exchange = self._client, self._exchange
         if not name:
             return self._resolve_unnamed(done)
-        statement = client.statements.get(name) if client.statements else None
+        statement = client.statements.get(name[:NAME_SIZE]) if client.statements else None
         if statement is None:
             foreign = self._foreign(name)
             return None if foreign is name else (foreign, None)
@@ -429,7 +455,7 @@ class _Care:
 
     def _foreign(self, name: bytes) -> bytes:
         """Return `name` such that it is none of the pooler's own on the server."""
-        return name + b"?" if name.startswith(PREFIX) and self._sharing.max_prepared else name
+        return name + FOREIGN if name.startswith(PREFIX) and self._sharing.max_prepared else name
 
     def _book(self, request: bytes, done: list[bytes]) -> None:
         self._exchange.book_extended()
@@ -437,9 +463,8 @@ class _Care:
 
     def _refuse(self, error: ErrorFields, done: list[bytes]) -> None:
         """Have the server fail in place of an extended request, and the client told why."""
-        self._end_unnamed()
         self._exchange.edit(Op.ERROR, error_response(error))
-        self._book(message(b"P", b"\0" + _REFUSED.encode() + _NO_TEXT), done)
+        self._book(message(b"P", PREFIX + b"refused\0" + _REFUSED.encode() + _NO_TEXT), done)
 
     def _too_long(self, data: bytes, length: int, done: list[bytes]) -> int:
         """A Parse too long to be kept."""

@@ -16,6 +16,7 @@ from pooler.hold import (
     CANCELLING,
     CHECK,
     CHOKED,
+    MISNAMED,
     NEWS,
     PARTING,
     PINNED,
@@ -23,6 +24,7 @@ from pooler.hold import (
     RESHAPED,
     RETIRED,
     SESSION,
+    STALLED,
     STUFFED,
 )
 from pooler.pool import Pool
@@ -37,6 +39,7 @@ from protocol.kinds import IDLE
 from protocol.messages import TERMINATE, read_error
 from protocol.parameters import Profile, change
 from protocol.sql import Verdict
+from protocol.statements import Statement
 
 
 class Borrower(Protocol):
@@ -49,6 +52,8 @@ class Borrower(Protocol):
     """Its settings at login."""
     profile: Profile | None
     """Its settings now."""
+    statements: dict[bytes, Statement] | None
+    """What it has prepared, by its own names."""
 
     def end(self, ending: Ending) -> None:
         """Tell the client why, and close its connection."""
@@ -151,6 +156,7 @@ class ServerSession(asyncio.Protocol):
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
         self.exchange.on_parameter = self._parameter_reported
+        self.exchange.on_misnamed = self._misnamed
         self.exchange.on_stale_plan = state.sharing.library.plans_are_stale
         if state.sharing.audit and not duties.session_mode:
             self.hold |= AUDIT
@@ -162,13 +168,10 @@ class ServerSession(asyncio.Protocol):
         client = self.client
         exchange = self.exchange
         try:
-            if exchange.edited:
-                data, free = alter_replies(exchange, data)
-                if exchange.hidden_error is not None and client is not None:
-                    self._not_dressed(client)
-                    return
-            else:
-                free = scan_replies(exchange, data)
+            if exchange.edited and client is not None:
+                self._pass_altered(client, data)
+                return
+            free = scan_replies(exchange, data)
         except ServerViolation:
             self.end(Reason.SERVER_VIOLATION)
             return
@@ -178,6 +181,8 @@ class ServerSession(asyncio.Protocol):
             elif exchange.error_unanswered or not exchange.quiet:
                 self.end(Reason.SERVER_LOST)  # it announces that it goes; or half a message came that nobody can lend
             return
+        if self.hold & MISNAMED:
+            data = self._with_names_of(client, data)
         client.transport.write(data)
         if free:
             if self.hold:
@@ -190,6 +195,37 @@ class ServerSession(asyncio.Protocol):
             client.transaction_in_statement_mode()
 
     # --- links
+
+    def _pass_altered(self, client: Borrower, data: bytes) -> None:
+        """Pass a chunk of replies on where its client is not told all of them, or told more."""
+        exchange = self.exchange
+        data, free = alter_replies(exchange, data)
+        if exchange.hidden_error is not None:
+            self._not_dressed(client)
+            return
+        stalled = bool(self.hold & STALLED) and not exchange.edited
+        if stalled:
+            self.hold &= ~STALLED
+        if self.hold & MISNAMED:
+            data = self._with_names_of(client, data)
+        client.transport.write(data)
+        if free and self.hold:
+            self._free_on_hold(client)
+        elif free:
+            client.server = None
+            self.client = None
+            self.pool.release(self)
+        elif self._duties.statement_mode and exchange.status != IDLE and exchange.quiet:
+            client.transaction_in_statement_mode()
+        if stalled:
+            client.proceed()
+
+    def _with_names_of(self, client: Borrower, data: bytes) -> bytes:
+        self.hold &= ~MISNAMED
+        return self.state.with_names_of(client.statements or {}, data)
+
+    def _misnamed(self) -> None:
+        self.hold |= MISNAMED
 
     def _free_on_hold(self, client: Borrower) -> None:
         """Take it back from a client whose transaction is over, where that is not all there is to do."""

@@ -3,19 +3,25 @@
 Bookkeeping only: the server session asks Postgres and sends, this says what for, and what the answer means.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, final
 
 from pooler.advice import advise
 from pooler.reasons import Ending, Reason
 from pooler.sharing import Judgement, Sharing, Suspicion
-from protocol.messages import parameter_status, text_of
+from protocol.edits import Edit
+from protocol.kinds import ERROR_RESPONSE
+from protocol.messages import first_message, message, parameter_status, text_of
 from protocol.parameters import Profile
 from protocol.question import Findings, full_question, question
 from protocol.sql import State, Verdict
-from protocol.statements import ServerStatements
+from protocol.statements import PREFIX, ServerStatements, Statement
 
 APPLICATION_NAME: Final = "application_name"
+FOREIGN: Final = b"?"
+"""Put behind a client's own name that could be one of the pooler's."""
+_OWN_NAME: Final = re.compile(PREFIX + rb"\d+" + re.escape(FOREIGN) + b"?")
 
 
 @final
@@ -34,6 +40,7 @@ class SessionState:
         "sharing",
         "statements",
         "trail",
+        "unconfirmed",
     )
 
     def __init__(self, sharing: Sharing, reported: Mapping[str, str]) -> None:
@@ -50,6 +57,8 @@ class SessionState:
         """The text that was sent last, where there are audits."""
         self.asks_by_name = False
         """The question has been prepared."""
+        self.unconfirmed: dict[bytes, list[Edit]] = {}
+        """Names that its client has prepared or closed, with the edits of the run: it may still fail."""
         self.nameless = False
         """Custom settings have been set whose names are not known: only DISCARD ALL gets rid of them."""
         self._suspicion: Suspicion | None = None
@@ -150,6 +159,26 @@ class SessionState:
             for name, value in (client.settings if client is not None else {}).items()
             if name in self.reported and (session is None or session.settings.get(name) != value)
         )
+
+    def with_names_of(self, client: Mapping[bytes, Statement], replies: bytes) -> bytes:
+        """Return `replies` with the client's own names in its errors, as far as those are whole."""
+        out = b""
+        while first := first_message(replies, len(replies)):
+            kind, payload, size = first
+            if kind == ERROR_RESPONSE:
+                payload = _OWN_NAME.sub(lambda found: self._name_of(client, found[0]), payload)
+                out += message(b"E", payload)
+            else:
+                out += replies[:size]
+            replies = replies[size:]
+        return out + replies
+
+    def _name_of(self, client: Mapping[bytes, Statement], name: bytes) -> bytes:
+        """Return what a client calls what the server calls `name`."""
+        if name.endswith(FOREIGN):
+            return name[: -len(FOREIGN)]
+        statement = self.statements.which(name)
+        return next((own for own, each in client.items() if each is statement), name)
 
     # --- the client has gone
 

@@ -35,6 +35,7 @@ from protocol.kinds import (
     READY_FOR_QUERY,
     ROW_DESCRIPTION,
 )
+from protocol.statements import PREFIX
 
 _header = Struct("!BI").unpack_from
 
@@ -81,6 +82,7 @@ def _actions() -> bytes:
 
 _ACTIONS: Final = _actions()
 _READY_LENGTH: Final = 5
+_OWN_NAME: Final = b'"' + PREFIX
 _SHORTEST: Final = 4
 _STALE_PLAN: Final = b"\0RRevalidateCachedQuery\0"
 """In an ErrorResponse: what a prepared statement returns is not what it was (routine, in whatever language)."""
@@ -150,8 +152,11 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
             exchange.answered = answered
             if kind == ERROR_RESPONSE:
                 exchange.on_error()
-                if _STALE_PLAN in data[at : at + length + 1]:
+                error = data[at : at + length + 1]
+                if _STALE_PLAN in error:
                     exchange.on_stale_plan()
+                if _OWN_NAME in error:
+                    exchange.on_misnamed()
             elif kind == COPY_IN_RESPONSE:
                 exchange.on_copy_in()
             elif length > _LONGEST_PARAMETER:

@@ -31,19 +31,33 @@ ONLY_AT_START: Final = frozenset(
 """Parameters that a running session can't have any more (context "backend" in pg_settings). None changes an answer."""
 
 
+_WITHOUT_MEANING: Final = frozenset(
+    ("application_name", "client_min_messages", "maintenance_work_mem", "synchronous_commit", "work_mem", *_IDENTITY)
+)
+
+Dialect = frozenset[tuple[str, bytes]]
+
+
 @final
 class Profile:
     """The settings of a session that are not the server's defaults. Profiles.of() makes them: equal ones are one."""
 
-    __slots__ = ("__weakref__", "settings")
+    __slots__ = ("__weakref__", "dialect", "settings")
 
     def __init__(self, settings: Mapping[str, bytes]) -> None:
         self.settings = settings
         """Values by name, as pg_settings has them, in the encoding of the database."""
+        self.dialect = frozenset(item for item in settings.items() if not _says_nothing(item[0]))
+        """Those that may decide what a text means when it is parsed: what it reads as, and what is folded into it."""
 
     def get(self, name: str) -> bytes:
         """Return the value of a setting, empty if it is the server's default."""
         return self.settings.get(name, b"")
+
+
+def _says_nothing(name: str) -> bool:
+    """Tell whether a setting surely has no part in what a prepared statement means."""
+    return "." in name or name in _WITHOUT_MEANING or name.endswith("_timeout") or name.startswith(("log_", "enable_"))
 
 
 class Profiles:

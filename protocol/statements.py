@@ -9,8 +9,13 @@ from collections import OrderedDict
 from struct import Struct
 from typing import Final, NamedTuple, final
 
+from protocol.parameters import Dialect
 from protocol.sql import State, Verdict, classify, is_plain_query
 
+NAME_SIZE: Final = 63
+"""Bytes of a name that count (NAMEDATALEN - 1 in PostgreSQL)."""
+PLAIN: Final[Dialect] = frozenset()
+"""The server's own settings."""
 PREFIX: Final = b"pgfunnel_"
 """What names of statements on servers begin with."""
 TEXT_LIMIT: Final = 1 << 20
@@ -25,16 +30,16 @@ _int32 = Struct("!I").pack
 class Statement:
     """What a Parse says, without the name: text and parameter types."""
 
-    __slots__ = ("body", "plain", "search_path", "users", "verdict")
+    __slots__ = ("body", "dialect", "plain", "users", "verdict")
 
-    def __init__(self, body: bytes, verdict: Verdict, search_path: bytes = b"", *, plain: bool = False) -> None:
+    def __init__(self, body: bytes, verdict: Verdict, dialect: Dialect = PLAIN, *, plain: bool = False) -> None:
         self.body = body
         """The Parse message after the name: the text, a NUL, the parameter types."""
         self.verdict = verdict
         self.plain = plain
         """It leaves nothing behind in a session, so that it need not be watched when it runs."""
-        self.search_path = search_path
-        """Clients with different search paths don't share what they prepare: it may mean different tables."""
+        self.dialect = dialect
+        """Clients with different settings don't share what they prepare: it may mean something else."""
         self.users = 0
         """How many clients have it under a name."""
 
@@ -71,7 +76,7 @@ class Library:
         """Tells whether a chunk is one Query that leaves nothing behind in a session."""
         self._ignored = ignored
         self._known: dict[bytes, Statement] = {}
-        self._by_path: dict[tuple[bytes, bytes], Statement] = {}
+        self._dialects: dict[tuple[bytes, Dialect], Statement] = {}
         self.plain: dict[bytes, Statement] = {}
         """Those, by body, that leave nothing behind in a session: all that the hot path needs to know."""
         self._verdicts: dict[bytes, Verdict] = {}
@@ -90,7 +95,7 @@ class Library:
     @property
     def count(self) -> int:
         """How many statements are known."""
-        return len(self._known) + len(self._by_path)
+        return len(self._known) + len(self._dialects)
 
     def find(self, body: bytes) -> Statement:
         """Return the statement with this body."""
@@ -106,21 +111,20 @@ class Library:
                     self.plain[body] = statement
         return statement
 
-    def find_named(self, body: bytes, search_path: bytes) -> Statement:
-        """Return the statement for clients with this search_path (empty = the server's), to be kept: see release().
+    def find_named(self, body: bytes, dialect: Dialect) -> Statement:
+        """Return the statement for clients with these settings, to be kept: see release().
 
         Raises LibraryFullError.
         """
         statement = self.find(body)
         if self._known.get(body) is not statement:
             raise LibraryFullError
-        if search_path:
+        if dialect:
             base = statement
-            statement = self._by_path.get((body, search_path)) or Statement(
-                base.body, base.verdict, search_path, plain=base.plain
-            )
-            if (body, search_path) not in self._by_path:
-                self._by_path[base.body, search_path] = statement
+            found = self._dialects.get((body, dialect))
+            statement = found or Statement(base.body, base.verdict, dialect, plain=base.plain)
+            if found is None:
+                self._dialects[base.body, dialect] = statement
                 self.bytes += OVERHEAD
         statement.users += 1
         return statement
@@ -155,16 +159,16 @@ class Library:
     def _make_room(self, size: int) -> None:
         if self.bytes + size <= min(self._sweep_at, self.limit):
             return
-        paths = {path for path, statement in self._by_path.items() if not statement.users}
-        for path in paths:
-            del self._by_path[path]
-        kept = {body for body, _ in self._by_path}
+        dialects = [key for key, statement in self._dialects.items() if not statement.users]
+        for key in dialects:
+            del self._dialects[key]
+        kept = {body for body, _ in self._dialects}
         gone = [body for body, each in self._known.items() if not each.users and body not in kept]
         for body in gone:
             del self._known[body]
             self.plain.pop(body, None)
         self.evicted += len(gone)
-        self.bytes -= sum(len(body) + OVERHEAD for body in gone) + len(paths) * OVERHEAD
+        self.bytes -= sum(len(body) + OVERHEAD for body in gone) + len(dialects) * OVERHEAD
         # Next time when there is as much to find again: most of the time nobody looks.
         self._sweep_at = max(self.limit // 4, 2 * self.bytes)
 
@@ -200,6 +204,10 @@ class ServerStatements:
             return b""
         self._copies.move_to_end(statement)
         return copy.name
+
+    def which(self, name: bytes) -> Statement | None:
+        """Return the statement that the server has under `name`."""
+        return next((statement for statement, copy in self._copies.items() if copy.name == name), None)
 
     def has_current(self, statement: Statement) -> bool:
         """Tell whether it is there, and as it would be if it were parsed now."""
