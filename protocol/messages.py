@@ -3,7 +3,7 @@
 Source: PostgreSQL documentation, "Message Formats" and "Error and Notice Message Fields".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -181,9 +181,18 @@ def first_message(data: bytes, limit: int) -> tuple[int, bytes, int] | None:
 
 def all_of_kind(data: bytes, kind: int) -> bytes:
     """Return those messages in `data`, which are whole, that are of one kind. Raises ProtocolViolation."""
-    found = b""
-    while first := first_message(data, len(data)):
-        if first[0] == kind:
-            found += data[: first[2]]
-        data = data[first[2] :]
-    return found
+    return b"".join(message(bytes((each,)), payload) for each, payload in messages_in(data) if each == kind)
+
+
+def messages_in(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and payload of each message in `data` that is whole. Raises ProtocolViolation."""
+    at = 0
+    while at + _header.size <= len(data):
+        kind, length = _header.unpack_from(data, at)
+        if length < 4:
+            raise ProtocolViolation(f"invalid length {length} of a message of type {chr(kind)!r}")
+        after = at + length + 1
+        if after > len(data):
+            return
+        yield kind, data[at + 5 : after]
+        at = after

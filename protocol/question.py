@@ -6,13 +6,13 @@ Source: PostgreSQL documentation, "System Catalogs" and "System Views".
 """
 
 import binascii
+import struct
 from collections.abc import Iterable
-from struct import Struct
 from typing import Final, NamedTuple
 
 from protocol.errors import ServerViolation
 from protocol.kinds import DATA_ROW
-from protocol.messages import SYNC, first_message, message, query, text_of
+from protocol.messages import SYNC, message, messages_in, query, text_of
 from protocol.parameters import ROLE, SESSION_USER
 from protocol.sql import State
 
@@ -20,10 +20,17 @@ TIMEOUT: Final = "statement_timeout"
 NAME: Final = b"pgfunnel_question"
 """What the question is prepared under."""
 
-_int16 = Struct("!H")
-_int32 = Struct("!i")
+_int16 = struct.Struct("!H")
+_int32 = struct.Struct("!i")
 
-_MAX_ROW: Final = 1 << 24
+_THREE_COLUMNS: Final = _int16.pack(3)
+_STATES: Final = {
+    "listen": State.LISTEN,
+    "prepared": State.PREPARED,
+    "cursor": State.CURSOR,
+    "advisory_lock": State.ADVISORY_LOCK,
+    "temporary": State.TEMPORARY,
+}
 
 # Names and values come in hexadecimal digits, which read the same in each client_encoding.
 _HEX: Final = (
@@ -38,16 +45,14 @@ UNION ALL SELECT 'setting', n, pg_catalog.current_setting(n, true) FROM pg_catal
 UNION ALL SELECT 'setting', 'role', pg_catalog.current_setting('role')
  WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none'
 UNION ALL SELECT 'user', 'session_authorization', session_user::pg_catalog.text
-UNION ALL SELECT 'listen', c, '' FROM pg_catalog.pg_listening_channels() AS c
-UNION ALL SELECT 'prepared', name, '' FROM pg_catalog.pg_prepared_statements WHERE from_sql
-UNION ALL SELECT 'cursor', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
-UNION ALL SELECT 'advisory_lock', pg_catalog.count(*)::pg_catalog.text, '' FROM pg_catalog.pg_locks
- WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()
- HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
-UNION ALL SELECT 'temporary', pg_catalog.count(*)::pg_catalog.text, '' FROM pg_catalog.pg_depend
+UNION ALL SELECT 'listen', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels())
+UNION ALL SELECT 'prepared', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)
+UNION ALL SELECT 'cursor', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)
+UNION ALL SELECT 'advisory_lock', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks
+ WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())
+UNION ALL SELECT 'temporary', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend
  WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
- AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()
- HAVING pg_catalog.count(*) OPERATOR(pg_catalog.>) 0
+ AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())
 """
 _SQL: Final = _HEX.format(rows=" ".join(_SELECT.split()))
 _ASIDE: Final = (
@@ -70,8 +75,6 @@ class Findings(NamedTuple):
     """As in parameters.Profile; role and session_authorization among them, where they are not the login's."""
     states: State
     """What else: LISTEN, PREPARED, CURSOR, ADVISORY_LOCK, TEMPORARY."""
-    details: list[str]
-    """What these are, in words: `listen jobs`."""
 
 
 def question(custom: Iterable[str], *, prepare: bool) -> bytes:
@@ -118,12 +121,9 @@ def read_answer(replies: bytes, login_user: str) -> Findings:
     """Read the rows of the answer from all that the server has said. Raises ProtocolViolation."""
     settings: dict[str, bytes] = {}
     states = State(0)
-    details = []
     timeouts: list[bytes] = []
-    while found := first_message(replies, _MAX_ROW):
-        kind, payload, size = found
-        replies = replies[size:]
-        if kind != DATA_ROW or _int16.unpack_from(payload)[0] != 3:
+    for kind, payload in messages_in(replies):
+        if kind != DATA_ROW or payload[:2] != _THREE_COLUMNS:
             continue  # a set_config() that went ahead of the question has one column
         what, name, value = _columns(payload)
         if what == "setting":
@@ -133,28 +133,27 @@ def read_answer(replies: bytes, login_user: str) -> Findings:
         elif what == "user":
             if value != login_user.encode("utf-8", "surrogateescape"):
                 settings[SESSION_USER] = value
-        else:
-            states |= State[what.upper()]
-            details.append(f"{what} {name}")
+        elif what in _STATES:
+            states |= _STATES[what]
     if settings.get(ROLE) == b"none":
         del settings[ROLE]
     if timeouts:
         settings.pop(TIMEOUT, None)  # the one it was put aside with
         if timeouts[0] != timeouts[-1]:
             settings[TIMEOUT] = timeouts[0]
-    return Findings(settings, states, details)
+    return Findings(settings, states)
 
 
 def _columns(row: bytes) -> tuple[str, str, bytes]:
     columns = []
     at = 2
     try:
-        for _ in range(_int16.unpack_from(row)[0]):
+        for _ in range(3):
             (length,) = _int32.unpack_from(row, at)
             at += 4
             columns.append(row[at : at + length])
             at += length
         what, name, value = columns
         return what.decode(), text_of(binascii.unhexlify(name)), binascii.unhexlify(value)
-    except ValueError as error:
+    except (ValueError, struct.error) as error:
         raise ServerViolation(f"unreadable answer about the session: {error}") from None
