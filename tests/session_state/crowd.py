@@ -10,11 +10,12 @@ waits visibly long. That costs the program its shuffling, never its result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from difflib import ndiff
 from typing import Final
 
 from tests.session_state.clients import PATIENCE, Client, PatientWire, in_words
-from tests.support.wire import query
+from tests.support.wire import ServerError, query
 
 CROWD: Final[tuple[dict[str, str], ...]] = (
     {
@@ -64,14 +65,20 @@ class Nobody:
 class Holder:
     """One of the crowd. It holds a server connection from the answer to `take` until `let_go`."""
 
-    def __init__(self, wire: PatientWire, parameters: Mapping[str, str], user: str, database: str) -> None:
+    def __init__(self, wire: PatientWire, parameters: Mapping[str, str]) -> None:
         self.wanting = False
         """It holds a server, or waits for one."""
         self.server = 0
         self.view: list[str] = []
         self._wire = wire
-        self._wire.login(user, database, **parameters)
+        self._parameters = parameters
         self._owed = 0
+
+    def login(self, user: str, database: str) -> None:
+        try:
+            self._wire.login(user, database, **self._parameters)
+        except (ServerError, OSError, EOFError) as error:
+            raise LeakError(f"a client of the crowd could not log in: {error!r}") from error
 
     def take(self) -> None:
         self.wanting = True
@@ -110,20 +117,22 @@ class Holder:
             self.server = int(rows[-1].columns[0] or 0)
 
 
-def connect_holders(user: str, database: str, connect: Callable[[], PatientWire]) -> list[Holder]:
-    return [Holder(connect(), parameters, user, database) for parameters in CROWD]
-
-
 class Crowd:
     """Two holders. Between steps one of them holds a server connection, while a client may need both of them none."""
 
-    def __init__(self, holders: Sequence[Holder], views: Sequence[list[str]]) -> None:
-        """`views` is what each of them sees on a connection of its own. Waits until both servers are free."""
-        self._holders = holders
-        self._views = views
+    def __init__(self, connect: Callable[[], PatientWire]) -> None:
+        self._holders = [Holder(connect(), parameters) for parameters in CROWD]
+        self._holding: Holder | None = None
+        self._views: Sequence[list[str]] = ()
         self._served: set[int] = set()
+
+    def arrive(self, user: str, database: str, views: Sequence[list[str]]) -> None:
+        """Log in, look around on both server connections, and hold one. `views` is what each sees when alone."""
+        self._views = views
+        for holder in self._holders:
+            holder.login(user, database)
         self._inspect()
-        self._holding: Holder | None = holders[0]
+        self._holding = self._holders[0]
         self._holding.take()
         self._look(self._holding)
 
@@ -198,6 +207,19 @@ class Crowd:
         if holder.view != expected:
             unlike = "\n".join(ndiff(lines(expected), lines(holder.view)))
             raise LeakError(f"a client of the crowd sees what is not its own:\n{unlike}")
+
+
+def views_of_the_crowd(user: str, database: str, connect: Callable[[], PatientWire]) -> list[list[str]]:
+    """Return what each of the crowd sees where nobody shares its connection."""
+    return [_view(Holder(connect(), parameters), user, database) for parameters in CROWD]
+
+
+def _view(holder: Holder, user: str, database: str) -> list[str]:
+    with closing(holder):
+        holder.login(user, database)
+        holder.take()
+        holder.settle()
+    return holder.view
 
 
 def lines(view: list[str]) -> list[str]:

@@ -1,14 +1,15 @@
 """Runs a program at one place, Postgres itself or pgfunnel, and returns what its clients have seen."""
 
 from contextlib import closing
+from functools import partial
 from typing import Final, NamedTuple
 
 import psycopg
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.session_state.clients import Client, PatientWire
-from tests.session_state.crowd import Crowd, Nobody, connect_holders
-from tests.session_state.notation import Administer, Login, Program, Say, Step
+from tests.session_state.crowd import Crowd, LeakError, Nobody, views_of_the_crowd
+from tests.session_state.notation import Administer, Leave, Login, Program, Say, Step
 from tests.support.pgfunnel import Pgfunnel, eventually
 
 DATABASE: Final = "session_state"
@@ -29,40 +30,12 @@ Peer = EmbeddedPostgres | Pgfunnel
 
 
 class Seen(NamedTuple):
-    """One step, what it was answered, and the parameters that its client has been told of so far."""
+    """One step and what it was answered; where a client leaves, the parameters that it has been told of, too."""
 
     step: str
     answer: list[str]
     parameters: dict[str, str]
-
-
-def run_direct(program: Program, postgres: Peer, admin: psycopg.Connection) -> list[Seen]:
-    """Run it with each client on a connection of its own, and return once Postgres has ended all of them."""
-    _prepare(program, admin)
-    cast = Cast(program, postgres, Nobody())
-    seen = cast.play(admin)
-    eventually(lambda: not _alive(admin, cast.backend_pids()))
-    return seen
-
-
-def run_pooled(program: Program, pgfunnel: Peer, admin: psycopg.Connection, views: list[list[str]]) -> list[Seen]:
-    """Run it through pgfunnel amid the crowd; raises LeakError."""
-    _prepare(program, admin)
-    holders = connect_holders(program.user, DATABASE, lambda: PatientWire(pgfunnel.host, pgfunnel.port))
-    with closing(Crowd(holders, views)) as crowd:
-        seen = Cast(program, pgfunnel, crowd).play(admin)
-        crowd.finish()
-    return seen
-
-
-def views_of_the_crowd(user: str, postgres: Peer) -> list[list[str]]:
-    """Return what each client of the crowd sees on a connection of its own."""
-    holders = connect_holders(user, DATABASE, lambda: PatientWire(postgres.host, postgres.port))
-    for holder in holders:
-        holder.take()
-        holder.settle()
-        holder.close()
-    return [holder.view for holder in holders]
+    compared: bool = True
 
 
 class Cast:
@@ -77,7 +50,8 @@ class Cast:
     def play(self, admin: psycopg.Connection) -> list[Seen]:
         try:
             seen = [self._do(step, admin) for step in self._program.steps]
-            return seen + [Seen(f"{name}, at the end", client.heard(), {}) for name, client in self._clients.items()]
+            ends = self._clients.items()
+            return seen + [Seen(f"{name}, at the end", client.heard(), client.parameters) for name, client in ends]
         finally:
             for client in self._clients.values():
                 client.leave()
@@ -92,19 +66,67 @@ class Cast:
         client = self._clients.setdefault(step.who, Client(self._program.user, DATABASE, self._connect))
         if isinstance(step.does, Say | Login):
             self._others.before(client, [other for other in self._clients.values() if other is not client])
-        answer = client.do(step.does)
-        return Seen(step.text, answer, client.parameters)
+        parameters = client.parameters if isinstance(step.does, Leave) else {}
+        return Seen(step.text, client.do(step.does), parameters, step.compared)
 
     def _connect(self) -> PatientWire:
         return PatientWire(self._peer.host, self._peer.port, self._others.make_way)
+
+
+class Stage:
+    """Where programs are run: a Postgres, a pgfunnel in front of it, and an administrator's session."""
+
+    def __init__(self, postgres: EmbeddedPostgres, pgfunnel: Pgfunnel, admin: psycopg.Connection) -> None:
+        self._postgres = postgres
+        self._pgfunnel = pgfunnel
+        self._admin = admin
+        self._views: dict[str, list[list[str]]] = {}
+
+    def direct(self, program: Program) -> list[Seen]:
+        """Run it with each client on a connection of its own, and return once Postgres has ended all of them."""
+        self._prepare(program)
+        cast = Cast(program, self._postgres, Nobody())
+        seen = cast.play(self._admin)
+        eventually(lambda: not self._alive(cast.backend_pids()))
+        return seen
+
+    def pooled(self, program: Program) -> list[Seen]:
+        """Run it through pgfunnel amid the crowd; raises LeakError."""
+        self._prepare(program)
+        try:
+            with closing(Crowd(partial(PatientWire, self._pgfunnel.host, self._pgfunnel.port))) as crowd:
+                crowd.arrive(program.user, DATABASE, self._views_of(program.user))
+                seen = Cast(program, self._pgfunnel, crowd).play(self._admin)
+                crowd.finish()
+        except LeakError:
+            # The next program must not find what this one has left.
+            self._pgfunnel.stop()
+            self._pgfunnel.start()
+            raise
+        return seen
+
+    def _views_of(self, user: str) -> list[list[str]]:
+        if user not in self._views:
+            connect = partial(PatientWire, self._postgres.host, self._postgres.port)
+            self._views[user] = views_of_the_crowd(user, DATABASE, connect)
+        return self._views[user]
+
+    def _prepare(self, program: Program) -> None:
+        self._admin.execute(CLEAN)
+        if program.setup:
+            self._admin.execute(program.setup.encode())
+
+    def _alive(self, pids: list[int]) -> bool:
+        row = self._admin.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [pids]).fetchone()
+        return row is not None and row[0] > 0
 
 
 def difference(direct: list[Seen], pooled: list[Seen]) -> str:
     """Say in which steps, and how, the second differs from the first; nothing if it does not."""
     told = []
     for expected, seen in zip(direct, pooled, strict=True):
-        if seen != expected:
-            parameters = dict(seen.parameters.items() ^ expected.parameters.items())
+        if expected.compared and seen != expected:
+            parameters = sorted(dict(seen.parameters.items() ^ expected.parameters.items()))
             told += [f"  {expected.step}"]
             told += [f"    direct   {line}" for line in expected.answer]
             told += [f"    pgfunnel {line}" for line in seen.answer if seen.answer != expected.answer]
@@ -117,14 +139,3 @@ def difference(direct: list[Seen], pooled: list[Seen]) -> str:
 
 def transcript(seen: list[Seen]) -> str:
     return "\n".join(line for step in seen for line in (step.step, *(f"    {told}" for told in step.answer)))
-
-
-def _prepare(program: Program, admin: psycopg.Connection) -> None:
-    admin.execute(CLEAN)
-    if program.setup:
-        admin.execute(program.setup.encode())
-
-
-def _alive(admin: psycopg.Connection, pids: list[int]) -> bool:
-    row = admin.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)", [pids]).fetchone()
-    return row is not None and row[0] > 0

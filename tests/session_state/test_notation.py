@@ -54,6 +54,13 @@ def test_a_program_is_a_title_what_it_needs_and_steps(read: Read) -> None:
     assert second.steps == [Step("admin", Administer("drop table t"), "admin: drop table t")]
 
 
+def test_single_steps_may_be_excepted(read: Read) -> None:
+    whole, partly = read("# one\ndiffers: x\nA: select 1\n# two\ndiffers: y\n? A: select 1\nA: select 1")
+    assert whole.all_compared
+    assert not partly.all_compared
+    assert [step.compared for step in partly.steps] == [False, True]
+
+
 def test_clients_come_hear_and_go(read: Read) -> None:
     (program,) = read(
         "# title\nA login application_name='a b' options='-c app.x=a\\ b'\nA hears 2\nA leaves\nA vanishes\n"
