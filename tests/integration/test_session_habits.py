@@ -3,8 +3,10 @@
 Eight clients say it on one pool in transaction mode, with the same statement names for different texts.
 """
 
+from pooler.demo.postgres import EmbeddedPostgres
 from tests.integration.conftest import Door
 from tests.integration.people import DATABASE, SESSION, Person, Play, Program
+from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import (
     Message,
     Wire,
@@ -227,3 +229,20 @@ def test_the_unnamed_statement_is_the_clients_own_across_syncs(door: Door, every
             wire.terminate()
 
     everybody(program)
+
+
+def test_a_parse_that_comes_alone_is_answered_to_the_client_that_sent_it(postgres: EmbeddedPostgres) -> None:
+    """The server has the statement, so that nothing is sent to it, and serves somebody else before the rest comes."""
+    with Pgfunnel(postgres.url(), default_pool_size=1) as pooler:
+        first, alone, next_one = (pooler.login() for _ in range(3))
+        with first, alone, next_one:
+            assert ask(alone, query("SET application_name = 'with settings to follow it'")) == "C Z"
+            assert ask(first, parse("SELECT 1", "x"), sync()) == "1 Z"
+            assert ask(first, query("BEGIN")) == "C Z"
+            alone.send(parse("SELECT 1", "x"))
+            eventually(lambda: pooler.waiting() == 1)
+            next_one.send(parse("SELECT 'next'", "y"), *run(statement="y"))
+            eventually(lambda: pooler.waiting() == 2)
+            assert ask(first, query("COMMIT")) == "C Z"
+            assert said(next_one.read_until()) == "1 2 D(next) C Z"
+            assert ask(alone, *run(statement="x")) == "1 2 D(1) C Z"
