@@ -30,6 +30,7 @@ from pooler.hold import (
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.session import SessionState
+from pooler.sharing import Moment
 from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
 from protocol.backend import scan_replies
@@ -237,15 +238,34 @@ class ServerSession(asyncio.Protocol):
         elif self.hold & SESSION:
             self.since = 0.0
         elif self._in_doubt():
-            self.client = None
-            self.asker = client
-            self.hold |= ASK | ASKING
-            self._way.begin()
+            self._settle(client)
         elif self.hold & PINNED:
             self.since = 0.0
         else:
             self.part(client)
             self._way.begin()
+
+    def _settle(self, client: Borrower) -> None:
+        """Find out what the transaction that is over has left in the session, if that is not known from before."""
+        state = self.state
+        circumstances = state.circumstances(
+            Moment(self.exchange.queries, self.exchange.errors), self.profile, client.startup
+        )
+        if client.profile is not self.profile:
+            circumstances = None
+        answer = state.sharing.answers.find(circumstances) if circumstances is not None else None
+        if answer is None:
+            self.client = None
+            self.asker = client
+            self.hold |= ASK | ASKING
+            self._way.ask(circumstances)
+            return
+        state.answered()
+        self.hold &= ~ASK
+        client.profile, self.profile = answer
+        client.transport.write(state.untold(client.profile, self.profile))
+        self.part(client)
+        self._way.begin()
 
     def unlink(self) -> None:
         """Take it back from a client that has sent nothing that it would answer."""
@@ -367,7 +387,11 @@ class ServerSession(asyncio.Protocol):
 
     def suspect(self, verdict: Verdict, text: bytes) -> None:
         """After the transaction, have Postgres asked what a statement has left in the session."""
-        self.state.suspect(verdict, text)
+        exchange = self.exchange
+        alone = None
+        if exchange.status == IDLE and (not exchange.owed or (exchange.hidden and len(exchange.owed) == 1)):
+            alone = Moment(exchange.queries + len(exchange.owed) + 1, exchange.errors)
+        self.state.suspect(verdict, text, alone)
         self.hold |= ASK
 
     def _parameter_reported(self, payload: bytes) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final, final
 
 from pooler.advice import advise
+from pooler.answers import Circumstances
 from pooler.reasons import Ending, Reason
-from pooler.sharing import Judgement, Sharing, Suspicion
+from pooler.sharing import Judgement, Moment, Sharing, Suspicion
 from protocol.edits import Edit
 from protocol.kinds import ERROR_RESPONSE
 from protocol.messages import first_message, message, parameter_status, text_of
@@ -77,11 +78,28 @@ class SessionState:
 
     # --- while a client has it
 
-    def suspect(self, verdict: Verdict, text: bytes) -> None:
-        """Note what a statement may leave behind."""
+    def suspect(self, verdict: Verdict, text: bytes, alone: Moment | None = None) -> None:
+        """Note what a statement may leave behind; `alone` as in Suspicion."""
         if self._suspicion is None:
-            self._suspicion = Suspicion(text)
+            self._suspicion = Suspicion(text, alone)
+        else:
+            self._suspicion.alone = None
         self._suspicion.add(verdict)
+
+    def circumstances(self, now: Moment, session: Profile | None, startup: Profile | None) -> Circumstances | None:
+        """Return what the answer to the question depends on, if it depends on the one text that has run."""
+        suspicion = self._suspicion
+        if suspicion is None or suspicion.alone != now or suspicion.dynamic:
+            return None
+        return (
+            None
+            if self.pins or self.nameless or self.sharing.audit
+            else Circumstances(suspicion.text, session, startup)
+        )
+
+    def answered(self) -> None:
+        """The answer is known, and there is nothing that could pin."""
+        self._suspicion = None
 
     def report(self, payload: bytes, *, by_client: bool) -> bool:
         """Take a ParameterStatus: Postgres was asked to change a setting, or did so inside a function.

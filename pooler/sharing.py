@@ -8,6 +8,7 @@ import random
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple, final
 
+from pooler.answers import Answers
 from pooler.ledger import Ledger
 from pooler.policy import Policy
 from protocol.parameters import IDENTITY, Profile, Profiles
@@ -28,13 +29,24 @@ class Fitted(NamedTuple):
     """The ParameterStatus messages for a client with them."""
 
 
+class Moment(NamedTuple):
+    """A point in the conversation with a server."""
+
+    queries: int
+    """ReadyForQuerys seen."""
+    errors: int
+    """ErrorResponses seen."""
+
+
 @final
 class Suspicion:
     """What statements may have done to a session, as far as their texts show it."""
 
-    __slots__ = ("custom", "dynamic", "leaves", "text")
+    __slots__ = ("alone", "custom", "dynamic", "leaves", "text")
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, alone: Moment | None = None) -> None:
+        self.alone = alone
+        """When the transaction is over if there is nothing in it but this one text."""
         self.leaves = State(0)
         self.custom: set[str] = set()
         """Names of custom settings that may have been set."""
@@ -69,6 +81,7 @@ class Sharing:
 
     __slots__ = (
         "_custom",
+        "answers",
         "audit",
         "fitted",
         "ledger",
@@ -105,6 +118,7 @@ class Sharing:
         self.pinning = policy.pinned
         """The classes that pin."""
         self.fitted: dict[tuple[tuple[str, str], ...], Fitted] = {}
+        self.answers = Answers()
         self._custom: set[str] = set()
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Final, final
 
+from pooler.answers import Answer, Circumstances
 from pooler.hold import ASK, ASKING, CANCELLING, CHOKED, PINNED, RETIRED, STUFFED
 from pooler.reasons import Reason
 from pooler.sharing import Fitted, own_settings
@@ -64,7 +65,7 @@ _FAILED: Final = {
 class WayBack:
     """One server's; begin() sets out, and advance() is called whenever something on the way has changed."""
 
-    __slots__ = ("_answer", "_duties", "_errors_before", "_fitting", "_server", "_tried_on", "step")
+    __slots__ = ("_answer", "_circumstances", "_duties", "_errors_before", "_fitting", "_server", "_tried_on", "step")
 
     def __init__(self, server: "ServerSession", duties: "ServerDuties") -> None:
         self._server = server
@@ -72,6 +73,7 @@ class WayBack:
         self.step = Step.HOME
         self._answer = b""
         self._errors_before = 0
+        self._circumstances: Circumstances | None = None
         self._fitting: Fit | None = None
         self._tried_on: Mapping[str, str] = {}
 
@@ -96,6 +98,11 @@ class WayBack:
         if server.hold & CHOKED:
             server.transport.resume_reading()
         self.advance()
+
+    def ask(self, circumstances: Circumstances | None) -> None:
+        """Set out with the server's asker; the answer is remembered if it depends on `circumstances` alone."""
+        self._circumstances = circumstances
+        self.begin()
 
     def advance(self) -> None:
         """Go on with the way back as far as it goes now; called whenever something on it has changed."""
@@ -212,6 +219,7 @@ class WayBack:
         if self.step is Step.ASK and not IDENTITY.isdisjoint(findings.settings):
             self._ask(Step.ASK_FULLY)  # there are settings that not every role may see
             return
+        circumstances, self._circumstances = self._circumstances, None
         server.hold &= ~ASK
         server.profile = server.state.sharing.profiles.of(own_settings(findings))
         if client is None:
@@ -231,6 +239,8 @@ class WayBack:
         elif judgement.pins:
             self._link_again(client)
         else:
+            if circumstances is not None and not findings.states:
+                server.state.sharing.answers.keep(circumstances, Answer(client.profile, server.profile))
             server.hold &= ~PINNED
             self._go_home()
 
