@@ -174,6 +174,11 @@ class Sharing:
         if before is not None:
             touched |= before.settings.keys()
         own = own_settings(findings, touched)
+        if startup is not None:
+            # A custom setting that was reset is left empty: one that was there at login is taken to have been that.
+            own = {
+                name: value for name, value in own.items() if value or "." not in name or name not in startup.settings
+            }
         settings = {**(startup.settings if startup else {}), **own}
         after = self.profiles.of(settings)
         # What it was reset to is what it logged in with: on the server it is gone, for the client it is not.

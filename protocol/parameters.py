@@ -156,8 +156,10 @@ def session_parameters(startup: Mapping[str, str]) -> dict[str, str]:
 def _options(text: str) -> Iterator[tuple[str, str]]:
     words = iter(_words(text))
     for word in words:
-        if word == "-c":
-            setting = next(words, "")
+        if word == "-c" and (argument := next(words, None)) is not None:
+            setting = argument
+        elif word == "-c":
+            raise InvalidOptionError(f"invalid command-line argument for server process: {word}")
         elif word.startswith(("-c", "--")):
             setting = word[2:]
         else:
