@@ -127,7 +127,10 @@ class ClientSession(asyncio.Protocol):
             self.server = server
             self.idle_since = 0.0
         elif server.hold & BLOCKED and (server.hold & ASKING or server.exchange.quiet):
-            self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
+            if data == TERMINATE:
+                self._quit()
+            else:
+                self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
             return
         self._forward(server, data)
 
@@ -265,9 +268,9 @@ class ClientSession(asyncio.Protocol):
         if self.ended:
             return
         server = self.server
-        mid_message = server is not None and (server.exchange.replies_rest or server.exchange.replies_head)
+        mid_reply = server is not None and server.mid_reply
         self._finish(ending)
-        if ending.sqlstate and not mid_message:
+        if ending.sqlstate and not mid_reply:
             self.transport.write(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
         self._duties.linger(self.transport)
 

@@ -96,6 +96,7 @@ class ServerSession(asyncio.Protocol):
     __slots__ = (
         "_counted",
         "_duties",
+        "_misnamed",
         "_undressed",
         "_way",
         "asker",
@@ -157,7 +158,8 @@ class ServerSession(asyncio.Protocol):
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
         self.exchange.on_parameter = self._parameter_reported
-        self.exchange.on_misnamed = self._misnamed
+        self._misnamed = b""
+        self.exchange.on_misnamed = self._take_misnamed
         self.exchange.on_stale_plan = state.sharing.library.plans_are_stale
         if state.sharing.audit and not duties.session_mode:
             self.hold |= AUDIT
@@ -169,10 +171,15 @@ class ServerSession(asyncio.Protocol):
         client = self.client
         exchange = self.exchange
         try:
-            if exchange.edited and client is not None:
-                self._pass_altered(client, data)
-                return
-            free = scan_replies(exchange, data)
+            if exchange.edited:
+                told, free = alter_replies(exchange, data)
+                if exchange.hidden_error is not None:
+                    self._not_dressed(client)
+                if client is not None:
+                    self._pass_altered(client, told, free=free)
+                    return
+            else:
+                free = scan_replies(exchange, data)
         except ServerViolation:
             self.end(Reason.SERVER_VIOLATION)
             return
@@ -197,13 +204,11 @@ class ServerSession(asyncio.Protocol):
 
     # --- links
 
-    def _pass_altered(self, client: Borrower, data: bytes) -> None:
-        """Pass a chunk of replies on where its client is not told all of them, or told more."""
+    def _pass_altered(self, client: Borrower, data: bytes, *, free: bool) -> None:
+        """Pass a chunk of replies on of which its client is not told all, or told more."""
+        if self.client is None:
+            return  # it has just been ended
         exchange = self.exchange
-        data, free = alter_replies(exchange, data)
-        if exchange.hidden_error is not None:
-            self._not_dressed(client)
-            return
         stalled = bool(self.hold & STALLED) and not exchange.edited
         if stalled:
             self.hold &= ~STALLED
@@ -222,11 +227,15 @@ class ServerSession(asyncio.Protocol):
             client.proceed()
 
     def _with_names_of(self, client: Borrower, data: bytes) -> bytes:
+        """Return `data` with the client's own names in the last error, if that is in it as a whole."""
         self.hold &= ~MISNAMED
-        return self.state.with_names_of(client.statements or {}, data)
+        before, error, after = data.rpartition(self._misnamed)
+        return before + self.state.with_names_of(client.statements or {}, error) + after if error else data
 
-    def _misnamed(self) -> None:
-        self.hold |= MISNAMED
+    def _take_misnamed(self, error: bytes) -> None:
+        if self.client is not None:
+            self._misnamed = error
+            self.hold |= MISNAMED
 
     def _free_on_hold(self, client: Borrower) -> None:
         """Take it back from a client whose transaction is over, where that is not all there is to do."""
@@ -237,7 +246,7 @@ class ServerSession(asyncio.Protocol):
             client.depart()
         elif self.hold & SESSION:
             self.since = 0.0
-        elif self._in_doubt():
+        elif self.in_doubt():
             self._settle(client)
         elif self.hold & PINNED:
             self.since = 0.0
@@ -284,7 +293,7 @@ class ServerSession(asyncio.Protocol):
             # The client has its whole answer in our buffer: it need not read that for the server to be free.
             self.unchoke()
             client.transport.pause_reading()
-        if self.hold & STUFFED:
+        elif self.hold & STUFFED:
             client.transport.resume_reading()
         client.server = None
         self.client = None
@@ -302,14 +311,12 @@ class ServerSession(asyncio.Protocol):
             self.asker = None  # on the way back already
             self.hold &= ~ASKING
             return
-        if not self.hold & SESSION and self._in_doubt():
-            self.hold |= ASK
         if not politely and not self.exchange.quiet:
             self._duties.cancel(self)
         if self.exchange.requests_rest:
             self.end(Reason.SERVER_UNCLEAN)  # it waits for the rest of a request that nobody can complete
         else:
-            self._way.begin()
+            self._way.begin(in_doubt=not self.hold & SESSION)
 
     def pause_writing(self) -> None:
         """The server reads too slowly: stop its client."""
@@ -320,9 +327,10 @@ class ServerSession(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The server has caught up."""
         self.hold &= ~STUFFED
-        if self.client is not None:
-            self.client.transport.resume_reading()
-        elif self._way.step is not Step.HOME:
+        client = self.client or self.asker
+        if client is not None:
+            client.transport.resume_reading()
+        if self.client is None and self._way.step is not Step.HOME:
             self._way.advance()
 
     def choke(self) -> None:
@@ -348,6 +356,13 @@ class ServerSession(asyncio.Protocol):
         elif self._way.step is not Step.HOME:
             self._way.advance()
 
+    @property
+    def mid_reply(self) -> bool:
+        """Its client has been told the beginning of a message, and would take anything else for the rest."""
+        exchange = self.exchange
+        begun = bool(exchange.replies_rest or exchange.replies_head)
+        return begun and self.client is not None and exchange.hidden_error is None
+
     # --- on the pooler's own account
 
     @property
@@ -370,20 +385,21 @@ class ServerSession(asyncio.Protocol):
         self._undressed = self.profile
         self.profile = profile
 
-    def _not_dressed(self, client: Borrower) -> None:
+    def _not_dressed(self, client: Borrower | None) -> None:
         """Its client's settings could not be applied; what that has sent behind them was not carried out."""
-        error = read_error(self.exchange.hidden_error or b"")
-        self.exchange.hidden_error = None
         self.profile = self._undressed
         self.hold |= ASK
-        client.end(
-            Ending(
-                Reason.SETTINGS_LOST,
-                error.sqlstate,
-                f"the settings of this session could not be applied to the server connection: {error.message}",
-                hint="Nothing of what was sent last has been carried out. Connect again.",
+        if client is not None:
+            error = read_error(self.exchange.hidden_error or b"")
+            client.end(
+                Ending(
+                    Reason.SETTINGS_LOST,
+                    error.sqlstate,
+                    f"the settings of this session could not be applied to the server connection: {error.message}",
+                    hint="Nothing of what was sent last has been carried out. Connect again.",
+                )
             )
-        )
+        self.exchange.hidden_error = None
 
     def suspect(self, verdict: Verdict, text: bytes) -> None:
         """After the transaction, have Postgres asked what a statement has left in the session."""
@@ -395,10 +411,11 @@ class ServerSession(asyncio.Protocol):
         self.hold |= ASK
 
     def _parameter_reported(self, payload: bytes) -> None:
-        if self.state.report(payload, by_client=self.client is not None and not self.exchange.hidden):
+        by_client = (self.client is not None or self._way.finishing) and not self.exchange.hidden
+        if self.state.report(payload, by_client=by_client):
             self.hold |= NEWS
 
-    def _in_doubt(self) -> bool:
+    def in_doubt(self) -> bool:
         """Tell whether it is not known what the transaction that is over has left in the session."""
         hold = self.hold
         self.hold &= ~(NEWS | RESHAPED)
@@ -452,12 +469,11 @@ class ServerSession(asyncio.Protocol):
         self._way.step = Step.HOME
         self.state.left()
         client = self.client or self.asker
+        # In the middle of a message nothing can be told.
+        told = self.client is not None and (self.exchange.error_unanswered or self.mid_reply)
         self.client = self.asker = None
         self.pool.discard(self, self._duties.now(), testing=self.testing)
         if client is not None:
-            exchange = self.exchange
             client.server = None
-            # In the middle of a message nothing can be told.
-            told = exchange.error_unanswered or bool(exchange.replies_rest or exchange.replies_head)
             client.server_lost(reason, told=told)
         self._way.cut_short()

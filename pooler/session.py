@@ -12,8 +12,7 @@ from pooler.answers import Circumstances
 from pooler.reasons import Ending, Reason
 from pooler.sharing import Judgement, Moment, Sharing, Suspicion
 from protocol.edits import Edit
-from protocol.kinds import ERROR_RESPONSE
-from protocol.messages import first_message, message, parameter_status, text_of
+from protocol.messages import message, parameter_status, text_of
 from protocol.parameters import Profile
 from protocol.question import Findings, full_question, question
 from protocol.sql import State, Verdict
@@ -34,6 +33,7 @@ class SessionState:
         "_pinned_client",
         "_suspicion",
         "asks_by_name",
+        "loaded",
         "nameless",
         "pins",
         "reported",
@@ -60,6 +60,8 @@ class SessionState:
         """The question has been prepared."""
         self.unconfirmed: dict[bytes, list[Edit]] = {}
         """Names that its client has prepared or closed, with the edits of the run: it may still fail."""
+        self.loaded = False
+        """A library may have been loaded, which nothing undoes."""
         self.nameless = False
         """Custom settings have been set whose names are not known: only DISCARD ALL gets rid of them."""
         self._suspicion: Suspicion | None = None
@@ -85,6 +87,7 @@ class SessionState:
         else:
             self._suspicion.alone = None
         self._suspicion.add(verdict)
+        self.loaded |= bool(verdict.leaves & State.LIBRARY & self.sharing.pinning)
 
     def circumstances(self, now: Moment, session: Profile | None, startup: Profile | None) -> Circumstances | None:
         """Return what the answer to the question depends on, if it depends on the one text that has run."""
@@ -129,10 +132,11 @@ class SessionState:
         prepare, self.asks_by_name = not self.asks_by_name, True
         return question(names, prepare=prepare)
 
-    def full_question(self, *profiles: Profile | None) -> bytes:
+    def full_question(self, *profiles: Profile | None, custom: Iterable[str] = ()) -> bytes:
         """Return the same for where the question was cancelled, is not prepared after all, or not all was seen."""
         self.asks_by_name = False
-        return full_question(self.sharing.custom_names(self._suspicion, *profiles))
+        names = self.sharing.custom_names(self._suspicion, *profiles) | self.sharing.remember_custom(custom)
+        return full_question(names)
 
     def judge(
         self, findings: Findings, client: int, startup: Profile | None, before: Profile | None, pool: tuple[str, str]
@@ -178,18 +182,9 @@ class SessionState:
             if name in self.reported and (session is None or session.settings.get(name) != value)
         )
 
-    def with_names_of(self, client: Mapping[bytes, Statement], replies: bytes) -> bytes:
-        """Return `replies` with the client's own names in its errors, as far as those are whole."""
-        out = b""
-        while first := first_message(replies, len(replies)):
-            kind, payload, size = first
-            if kind == ERROR_RESPONSE:
-                payload = _OWN_NAME.sub(lambda found: self._name_of(client, found[0]), payload)
-                out += message(b"E", payload)
-            else:
-                out += replies[:size]
-            replies = replies[size:]
-        return out + replies
+    def with_names_of(self, client: Mapping[bytes, Statement], error: bytes) -> bytes:
+        """Return an ErrorResponse with the client's own names in it."""
+        return message(b"E", _OWN_NAME.sub(lambda found: self._name_of(client, found[0]), error[5:]))
 
     def _name_of(self, client: Mapping[bytes, Statement], name: bytes) -> bytes:
         """Return what a client calls what the server calls `name`."""

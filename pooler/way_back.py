@@ -20,7 +20,6 @@ from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE, QUERY
 from protocol.messages import SYNC, ErrorFields, all_of_kind, first_message, message, query, read_error
 from protocol.parameters import IDENTITY, fit
 from protocol.question import Findings, read_answer
-from protocol.sql import State
 from protocol.statements import UNSURE
 
 if TYPE_CHECKING:
@@ -65,7 +64,17 @@ _FAILED: Final = {
 class WayBack:
     """One server's; begin() sets out, and advance() is called whenever something on the way has changed."""
 
-    __slots__ = ("_answer", "_circumstances", "_duties", "_errors_before", "_fitting", "_server", "_tried_on", "step")
+    __slots__ = (
+        "_answer",
+        "_circumstances",
+        "_duties",
+        "_errors_before",
+        "_fitting",
+        "_in_doubt",
+        "_server",
+        "_tried_on",
+        "step",
+    )
 
     def __init__(self, server: "ServerSession", duties: "ServerDuties") -> None:
         self._server = server
@@ -74,13 +83,17 @@ class WayBack:
         self._answer = b""
         self._errors_before = 0
         self._circumstances: Circumstances | None = None
+        self._in_doubt = False
         self._fitting: Fit | None = None
         self._tried_on: Mapping[str, str] = {}
 
     def take(self, data: bytes) -> None:
         """Postgres has said something, and there is no client."""
+        asker = self._server.asker
         if Step.ASK <= self.step <= Step.FIT:
             self._answer += data
+        elif asker is not None and self.step is Step.DRAIN:
+            asker.transport.write(data)  # it has all its answers: this is a notification, or a warning
         self.advance()
 
     def cut_short(self) -> None:
@@ -90,9 +103,18 @@ class WayBack:
         if fitting is not None:
             fitting(None)
 
-    def begin(self) -> None:
-        """Set out: the client has let go of the server, or is its asker."""
+    @property
+    def finishing(self) -> bool:
+        """What its last client has asked for is not over yet."""
+        return self.step < Step.ASK
+
+    def begin(self, *, in_doubt: bool = False) -> None:
+        """Set out: the client has let go of the server, or is its asker.
+
+        With `in_doubt` it is to be found out, when all is over, whether there is reason to ask.
+        """
         server = self._server
+        self._in_doubt = in_doubt
         self.step = Step.DRAIN
         server.since = self._duties.now()
         if server.hold & CHOKED:
@@ -129,7 +151,7 @@ class WayBack:
         elif step is Step.DISCARD:
             server.state.discarded()
             self._ask(Step.PROOF)
-        elif step < Step.ASK and server.hold & (ASK | PINNED):
+        elif step < Step.ASK and ((self._in_doubt and server.in_doubt()) or server.hold & (ASK | PINNED)):
             self._ask(Step.ASK)
         else:
             self._go_home()
@@ -259,10 +281,9 @@ class WayBack:
     def _clean(self, findings: Findings) -> None:
         """Its client has gone: discard what only that client could use."""
         server = self._server
-        loaded = State.LIBRARY in server.state.pins
         server.state.left()
         server.hold &= ~PINNED
-        if loaded:
+        if server.state.loaded:
             server.end(Reason.LIBRARY_LOADED)
         elif not findings.states and not server.state.nameless:
             self._go_home()
@@ -281,6 +302,10 @@ class WayBack:
     def _fitted(self, *, failed: bool) -> None:
         server = self._server
         outcome: Fitted | ErrorFields
+        if failed and server.exchange.status == IDLE and server.state.asks_by_name:
+            # Not the parameters: the question was not there any more, or what they set hid or stopped it.
+            self._send(Step.FIT, server.state.full_question(server.profile, custom=self._tried_on))
+            return
         if failed:
             first = first_message(all_of_kind(self._answer, ERROR_RESPONSE), _MAX_ANSWER)
             outcome = read_error(first[1] if first is not None else b"")

@@ -155,8 +155,8 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
                 error = data[at : at + length + 1]
                 if _STALE_PLAN in error:
                     exchange.on_stale_plan()
-                if _OWN_NAME in error:
-                    exchange.on_misnamed()
+                if _OWN_NAME in error and len(error) > length:
+                    exchange.on_misnamed(error)
             elif kind == COPY_IN_RESPONSE:
                 exchange.on_copy_in()
             elif length > _LONGEST_PARAMETER:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from struct import pack
 
 import structlog
 
@@ -35,6 +36,24 @@ def query(sql: str = "select 1") -> bytes:
 
 def sent(transport: MockTransport) -> bytes:
     return transport.take()
+
+
+def answer(*states: str, first: bool = False, **settings: str) -> bytes:
+    """What Postgres says to the question what the session holds; the `first` time it is asked, it is prepared."""
+    rows = [("setting", name.replace("__", "."), value) for name, value in settings.items()]
+    rows += [("user", "session_authorization", "alice"), *((state, "", "") for state in states)]
+    told = b"".join(_row(kind, name.encode().hex(), value.encode().hex()) for kind, name, value in rows)
+    return (message("3") + message("1")) * first + message("2") + told + message("C", b"SELECT 1\0") + READY
+
+
+def full_answer(*states: str, role: str = "none", **settings: str) -> bytes:
+    """The same where the question was asked in full."""
+    settings["role"] = role
+    return answer(*states, first=False, **settings)[len(message("2")) :]
+
+
+def _row(*columns: str) -> bytes:
+    return message("D", pack("!H", len(columns)) + b"".join(pack("!I", len(each)) + each.encode() for each in columns))
 
 
 def wire(session: ClientSession | ServerSession) -> MockTransport:
