@@ -5,24 +5,19 @@ there first if need be; what the policy does not allow is refused; about what ma
 to ask. Source: PostgreSQL documentation, "Extended Query".
 """
 
-from collections.abc import Callable
 from functools import partial
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final
 
-from pooler.advice import advise
-from pooler.hold import RESHAPED, STALLED
-from pooler.reasons import Ending
+from pooler.hold import STALLED
 from pooler.server import ServerSession
-from pooler.session import FOREIGN, application_of, too_many_pinned
-from protocol.bound import names_bound
+from pooler.session import FOREIGN
+from pooler.watch import UNREAD, Asker, Watch
 from protocol.edits import Op
 from protocol.errors import ClientViolation
 from protocol.frontend import HOLD_LIMIT, scan_requests
-from protocol.kinds import BIND, CLOSE, FAILED, FUNCTION_CALL, PARSE, QUERY
+from protocol.kinds import BIND, CLOSE, FUNCTION_CALL, PARSE, QUERY
 from protocol.messages import ErrorFields, error_response, message, query
-from protocol.parameters import Profile
-from protocol.sql import State, Verdict
 from protocol.statements import (
     NAME_SIZE,
     PLAIN,
@@ -42,24 +37,11 @@ _NOTHING: Final = query("")
 _NO_TEXT: Final = b"\0\0\0"
 _REFUSED: Final = "pgfunnel has refused a statement"
 """Sent in place of what is refused: no SQL, so that Postgres does all that an error brings with it."""
-_UNREAD: Final = Verdict(State(0), State(0), True, False, b"", False, False, (), False)  # noqa: FBT003
-"""The verdict on what is too long to be read, and on functions that are called by number."""
 _SHOWN: Final = 1000
 """Bytes of a text too long to be read that are kept for the log."""
 _LARGE_OBJECTS: Final = frozenset(
     (715, 764, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172)
 )  # the functions of libpq's large object interface (pg_proc.dat)
-
-
-class Asker(Protocol):
-    """The client session, as far as its requests need it."""
-
-    unnamed: Statement | None
-    statements: dict[bytes, Statement] | None
-    profile: Profile | None
-
-    def forget_statements(self) -> None:
-        """All of its named statements are gone."""
 
 
 def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_size: int) -> tuple[bytes, int]:
@@ -103,6 +85,7 @@ class _Care:
         self._state = server.state
         self._sharing = server.state.sharing
         self._library = server.state.sharing.library
+        self._watch = Watch(client, server)
         self._max_size = max_size
 
     def take(self, data: bytes, done: list[bytes]) -> int:  # noqa: PLR0911 - one for each kind of request
@@ -140,31 +123,30 @@ class _Care:
     def _query(self, data: bytes, length: int, done: list[bytes]) -> int:
         if length >= len(data):
             if length >= HOLD_LIMIT:
-                self._server.suspect(_UNREAD, data[5:_SHOWN])
+                self._watch.note_unread(data[5:_SHOWN])
                 self._end_unnamed()
             return self._plain(data, length, done)
         self._end_unnamed()
         library = self._library
         text = data[5:length]
-        if self._sharing.audit:
-            self._state.trail = text
+        self._watch.follow(text)
         if library.is_plain_query(data[: length + 1]):
             return self._plain(data, length, done)
         verdict = library.verdict(text)
         if not library.is_plain(verdict):
-            if self._deallocates(verdict):
+            if self._watch.deallocates(verdict):
                 self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED)
                 self._unprepare(verdict.deallocates)
                 done.append(_NOTHING)
                 return length + 1
-            refusal = self._refusal(verdict, text) or self._too_many(verdict, text)
+            refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
             if refusal is not None:
                 self._exchange.owe_edited_query(Op.ERROR, error_response(refusal))
                 done.append(query(_REFUSED))
                 return length + 1
-            self._note(verdict, text)
+            self._watch.note(verdict, text)
             if verdict.drops_statements:
-                self._exchange.owe_edited_query(Op.DROP, b"", *self._drop_statements())
+                self._exchange.owe_edited_query(Op.DROP, b"", *self._watch.drop_statements())
                 done.append(data[: length + 1])
                 return length + 1
         return self._plain(data, length, done)
@@ -176,76 +158,8 @@ class _Care:
         if len(data) < 9:
             return 0
         if _int32.unpack_from(data, 5)[0] not in _LARGE_OBJECTS:
-            self._server.suspect(_UNREAD, b"FunctionCall")
+            self._watch.note_unread(b"FunctionCall")
         return self._plain(data, length, done)
-
-    def _failed(self) -> bool:
-        """The transaction has failed already: Postgres refuses whatever comes."""
-        return self._exchange.status == FAILED
-
-    def _deallocates(self, verdict: Verdict) -> bool:
-        """Tell whether it is a DEALLOCATE of a statement that Postgres does not have under that name."""
-        name = verdict.deallocates
-        return bool(name) and name in (self._client.statements or ()) and not self._failed()
-
-    def _refusal(self, verdict: Verdict, text: bytes) -> ErrorFields | None:
-        """Return the error for a text that the policy rejects."""
-        states = verdict.leaves & self._sharing.policy.rejected
-        if not states or self._failed():
-            return None
-        self._book_refusal(states, text, "reject")
-        what = " and ".join(state.name.lower().replace("_", " ") for state in states if state.name)
-        return ErrorFields(
-            "ERROR",
-            "0A000",
-            f"session state of class {what} is not allowed in this pool (session_state)",
-            hint=advise(states),
-        )
-
-    def _too_many(self, verdict: Verdict, text: bytes) -> ErrorFields | None:
-        """Return the error for a text that would pin one client too many."""
-        states = verdict.leaves & self._sharing.pinning
-        if not states or self._state.pins or not self._sharing.full or self._failed():
-            return None
-        self._book_refusal(states, text, "max_pinned")
-        ending: Ending = too_many_pinned(self._sharing, states)
-        return ErrorFields("ERROR", ending.sqlstate, ending.message, hint=ending.hint)
-
-    def _book_refusal(self, states: State, text: bytes, why: str) -> None:
-        pool = self._server.pool
-        self._sharing.ledger.refused(pool.user, pool.database, application_of(self._client.profile), states, text, why)
-
-    def _note(self, verdict: Verdict, text: bytes) -> None:
-        """Note what a text that is about to run may do."""
-        server, state = self._server, self._state
-        if verdict.ddl:
-            self._library.schema_epoch += 1
-            server.hold |= RESHAPED
-        if verdict.leaves & State.PREPARED and (verdict.asks or verdict.leaves & ~State.PREPARED):
-            state.risky = True
-        if self._sharing.relevant(verdict, state.pins) or (verdict.executes and state.risky):
-            server.suspect(verdict, text)
-
-    def _drop_statements(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Take it that client and server have no statements any more: DEALLOCATE ALL or DISCARD ALL is about to run.
-
-        Return what undoes that, if it does not run after all, and what is left to do if it does.
-        """
-        client, state = self._client, self._state
-        copies, asks_by_name = state.statements.take_all(), state.asks_by_name
-        statements, client.statements = client.statements, None
-        state.asks_by_name = False
-
-        def undo() -> None:
-            client.statements = {**(statements or {}), **(client.statements or {})}
-            state.statements.put_back(copies)
-            state.asks_by_name = asks_by_name
-
-        def done() -> None:
-            for statement in (statements or {}).values():
-                self._library.release(statement)
-
-        return undo, done
 
     # --- statements
 
@@ -261,7 +175,7 @@ class _Care:
             return len(request)
         size = len(request)
         statement = self._library.find(body)
-        refusal = self._refusal(statement.verdict, statement.text)
+        refusal = self._watch.refusal(statement.verdict, statement.text)
         if refusal is not None:
             if not name:
                 self._client.unnamed = None
@@ -269,9 +183,9 @@ class _Care:
             return size
         if name:  # passed on under its name
             if not self._library.is_plain(statement.verdict):
-                self._note(statement.verdict, statement.text)
+                self._watch.note(statement.verdict, statement.text)
         else:
-            if self._deallocates(statement.verdict):
+            if self._watch.deallocates(statement.verdict):
                 # Nothing is sent in its place; what it is meant to do is done when it is bound.
                 statement = Statement(_NO_TEXT, statement.verdict)
                 request = statement.parse(b"")
@@ -300,14 +214,14 @@ class _Care:
             )
             self._refuse(refusal, done)
             return
-        refusal = self._refusal(statement.verdict, statement.text)
+        refusal = self._watch.refusal(statement.verdict, statement.text)
         if refusal is not None:
             self._library.release(statement)
             self._refuse(refusal, done)
             return
         client.statements[name] = statement
         undo, confirmed = partial(self._unprepare, name), partial(self._confirmed, name)
-        if known.has_current(statement) and not self._failed():
+        if known.has_current(statement) and not self._watch.failed:
             exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo, confirmed)
         else:
             server_name = self._make_room(statement, done)
@@ -363,7 +277,7 @@ class _Care:
             return self._plain(data, length, done)
         name, statement = found
         if statement is not None and not statement.plain:
-            refusal = self._too_many(statement.verdict, statement.text) if whole else None
+            refusal = self._watch.too_many(statement.verdict, statement.text) if whole else None
             if refusal is not None:
                 self._refuse(refusal, done)
                 return length + 1
@@ -379,19 +293,15 @@ class _Care:
 
     def _about_to_run(self, statement: Statement, bind: bytes, names_end: int) -> None:
         """Note what a statement that is bound, and not plain, may do."""
-        verdict, text = statement.verdict, statement.text
-        if self._sharing.audit:
-            self._state.trail = text
+        verdict = statement.verdict
+        self._watch.follow(statement.text)
         if verdict.deallocates and statement.body == _NO_TEXT:
             self._exchange.edit(Op.EMPTY, _DEALLOCATED)
             self._unprepare(verdict.deallocates)
-        else:
-            names = names_bound(text, bind, names_end) if verdict.dynamic else None
-            if names is not None:
-                verdict = verdict._replace(custom=verdict.custom + names, dynamic=False)
-            self._note(verdict, text)
-            if verdict.drops_statements:
-                self._exchange.edit(Op.DROP, b"", *self._drop_statements())
+            return
+        self._watch.note_bound(statement, bind, names_end)
+        if verdict.drops_statements:
+            self._exchange.edit(Op.DROP, b"", *self._watch.drop_statements())
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
         if self._stalls(request[6:-1][:NAME_SIZE]):
@@ -441,7 +351,7 @@ class _Care:
     def _resolve_unnamed(self, done: list[bytes]) -> tuple[bytes, Statement | None] | None:
         exchange = self._exchange
         statement = self._client.unnamed
-        if statement is None or (statement.verdict is _UNREAD and exchange.unnamed is not statement):
+        if statement is None or (statement.verdict is UNREAD and exchange.unnamed is not statement):
             if exchange.unnamed is not None:
                 exchange.unnamed = None  # it may be another client's
                 exchange.edit(Op.SWALLOW)
@@ -472,7 +382,7 @@ class _Care:
             raise ClientViolation(
                 f"a statement of {length} bytes can't be prepared under a name (no more than {TEXT_LIMIT})"
             )
-        self._client.unnamed = self._exchange.unnamed = Statement(data[6:_SHOWN] + _NO_TEXT, _UNREAD)
+        self._client.unnamed = self._exchange.unnamed = Statement(data[6:_SHOWN] + _NO_TEXT, UNREAD)
         return self._plain(data, length, done)
 
 

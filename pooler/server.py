@@ -401,11 +401,11 @@ class ServerSession(asyncio.Protocol):
             )
         self.exchange.hidden_error = None
 
-    def suspect(self, verdict: Verdict, text: bytes) -> None:
+    def suspect(self, verdict: Verdict, text: bytes, *, whole: bool = True) -> None:
         """After the transaction, have Postgres asked what a statement has left in the session."""
         exchange = self.exchange
         alone = None
-        if exchange.status == IDLE and (not exchange.owed or (exchange.hidden and len(exchange.owed) == 1)):
+        if whole and exchange.status == IDLE and (not exchange.owed or (exchange.hidden and len(exchange.owed) == 1)):
             alone = Moment(exchange.queries + len(exchange.owed) + 1, exchange.errors)
         self.state.suspect(verdict, text, alone)
         self.hold |= ASK
