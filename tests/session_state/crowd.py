@@ -44,8 +44,8 @@ SELECT session_user, current_user, current_schemas(false)::text,
 """
 TAKE: Final = query(f"BEGIN; {LOOK}; SELECT pg_catalog.pg_backend_pid()")
 LET_GO: Final = query("COMMIT")
-ATTEMPTS: Final = 2
-"""A connection that is just being cleaned looks like a pinned one, once."""
+ATTEMPTS: Final = 3
+"""A connection that is just being cleaned looks like a pinned one, for a moment."""
 
 
 class LeakError(Exception):
@@ -124,7 +124,8 @@ class Crowd:
         self._holders = [Holder(connect(), parameters) for parameters in CROWD]
         self._holding: Holder | None = None
         self._views: Sequence[list[str]] = ()
-        self._served: set[int] = set()
+        self._avoided: dict[int, int] = {}
+        """The server connection that was held while a client was served last: it is the client's next."""
 
     def arrive(self, user: str, database: str, views: Sequence[list[str]]) -> None:
         """Log in, look around on both server connections, and hold one. `views` is what each sees when alone."""
@@ -141,8 +142,9 @@ class Crowd:
         if not client.at_boundary:
             return
         undisturbed = all(other.at_boundary for other in others)
-        if undisturbed and self._hold() and (id(client) not in self._served or self._move()):
-            self._served.add(id(client))
+        if undisturbed and self._hold(self._avoided.get(id(client))):
+            assert self._holding is not None
+            self._avoided[id(client)] = self._holding.server
         else:
             self.make_way()
 
@@ -173,33 +175,29 @@ class Crowd:
         for holder in self._holders:
             holder.settle()
 
-    def _hold(self) -> bool:
-        """Hold a server connection, if one can be had at once."""
+    def _hold(self, wanted: int | None) -> bool:
+        """Hold a server connection other than the one that is wanted; False if it can't be had at once."""
         if self._holding is None:
-            self._served.clear()
             self._holding = next((holder for holder in self._holders if holder.settled()), None)
             if self._holding is not None:
                 self._holding.take()
         if self._holding is None or not self._holding.settled():
             return False
         self._look(self._holding)
-        return True
-
-    def _move(self) -> bool:
-        """Hold the server connection that was free, and free the one that was held; False if the former is pinned."""
         for _ in range(ATTEMPTS):
-            assert self._holding is not None
-            (other,) = (holder for holder in self._holders if holder is not self._holding)
-            other.take()
-            self._holding.let_go()
-            self._holding.settle()
-            self._look(other)
-            moved = other.server != self._holding.server
-            self._holding = other
-            if moved:
-                self._served.clear()
+            if self._holding.server != wanted:
                 return True
-        return False
+            self._holding = self._change(self._holding)
+        return self._holding.server != wanted
+
+    def _change(self, holding: Holder) -> Holder:
+        """Let the other one take the server connection that is free, if it can be had, else the one that was held."""
+        (other,) = (holder for holder in self._holders if holder is not holding)
+        other.take()
+        holding.let_go()
+        holding.settle()
+        self._look(other)
+        return other
 
     def _look(self, holder: Holder) -> None:
         holder.settle()

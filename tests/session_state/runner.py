@@ -1,6 +1,7 @@
 """Runs a program at one place, Postgres itself or pgfunnel, and returns what its clients have seen."""
 
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -13,6 +14,7 @@ from tests.session_state.notation import Administer, Leave, Login, Program, Say,
 from tests.support.pgfunnel import Pgfunnel, eventually
 
 DATABASE: Final = "session_state"
+ROLES: Final = "CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; GRANT alice TO bob"
 CLEAN: Final = """
 DO $clean$
 DECLARE doomed text;
@@ -24,7 +26,10 @@ BEGIN
   GRANT ALL ON SCHEMA public TO public;
 END $clean$
 """
-
+DISCONNECT: Final = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 Peer = EmbeddedPostgres | Pgfunnel
 
@@ -99,9 +104,7 @@ class Stage:
                 seen = Cast(program, self._pgfunnel, crowd).play(self._admin)
                 crowd.finish()
         except LeakError:
-            # The next program must not find what this one has left.
-            self._pgfunnel.stop()
-            self._pgfunnel.start()
+            self._admin.execute(DISCONNECT)  # the next program must not find what this one has left
             raise
         return seen
 
@@ -121,19 +124,32 @@ class Stage:
         return row is not None and row[0] > 0
 
 
+@contextmanager
+def set_up(version: int, start: Callable[[str], Pgfunnel]) -> Iterator[Stage]:
+    """Start a Postgres of this version, and the pgfunnel that `start` makes of its URL."""
+    options = "-c client_min_messages=warning -c lock_timeout=5s"
+    with ExitStack() as running:
+        postgres = running.enter_context(EmbeddedPostgres(version, settings={"max_prepared_transactions": "4"}))
+        postgres.psql(f"{ROLES}; CREATE DATABASE {DATABASE}")
+        admin = running.enter_context(psycopg.connect(postgres.url(DATABASE), autocommit=True, options=options))
+        yield Stage(postgres, running.enter_context(start(postgres.url())), admin)
+
+
 def difference(direct: list[Seen], pooled: list[Seen]) -> str:
     """Say in which steps, and how, the second differs from the first; nothing if it does not."""
     told = []
     for expected, seen in zip(direct, pooled, strict=True):
-        if expected.compared and seen != expected:
-            parameters = sorted(dict(seen.parameters.items() ^ expected.parameters.items()))
-            told += [f"  {expected.step}"]
+        if not expected.compared or seen == expected:
+            continue
+        told.append(f"  {expected.step}")
+        if seen.answer != expected.answer:
             told += [f"    direct   {line}" for line in expected.answer]
-            told += [f"    pgfunnel {line}" for line in seen.answer if seen.answer != expected.answer]
-            told += [
-                f"    {name} is {seen.parameters.get(name)!r} instead of {expected.parameters.get(name)!r}"
-                for name in parameters
-            ]
+            told += [f"    pgfunnel {line}" for line in seen.answer]
+        unlike = (
+            dict(seen.parameters.items() ^ expected.parameters.items()) if seen.parameters else ()
+        )  # else it is gone
+        for name in sorted(unlike):
+            told.append(f"    {name} is {seen.parameters.get(name)!r} instead of {expected.parameters.get(name)!r}")
     return "\n".join(told)
 
 

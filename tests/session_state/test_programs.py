@@ -6,18 +6,16 @@ README.md says how to add one.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import psycopg
 import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.session_state.crowd import LeakError
 from tests.session_state.notation import Program, read_programs
-from tests.session_state.runner import DATABASE, Stage, difference, transcript
+from tests.session_state.runner import Stage, difference, set_up, transcript
 from tests.support.pgfunnel import Pgfunnel
 
 OLDEST, NEWEST = EmbeddedPostgres.available_versions()[0], EmbeddedPostgres.available_versions()[-1]
@@ -30,7 +28,6 @@ VARIANTS: Final = {
     "strict": (NEWEST, partial(pooler, pin_audit=1.0, max_prepared_statements=2)),
     "old": (OLDEST, pooler),
 }
-ROLES: Final = "CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN; GRANT alice TO bob"
 
 
 class DifferenceError(AssertionError):
@@ -65,13 +62,8 @@ def marks(program: Program) -> list[pytest.MarkDecorator]:
 @pytest.fixture(scope="module")
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     version, start = VARIANTS[request.param]
-    with ExitStack() as running:
-        postgres = running.enter_context(EmbeddedPostgres(version, settings={"max_prepared_transactions": "4"}))
-        postgres.psql(ROLES)
-        postgres.psql(f"CREATE DATABASE {DATABASE}")
-        options = "-c client_min_messages=warning -c lock_timeout=5s"
-        admin = running.enter_context(psycopg.connect(postgres.url(DATABASE), autocommit=True, options=options))
-        yield Stage(postgres, running.enter_context(start(postgres.url())), admin)
+    with set_up(version, start) as stage:
+        yield stage
 
 
 @pytest.mark.parametrize(("stage", "program"), cases(), indirect=["stage"], scope="module")
