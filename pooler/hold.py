@@ -17,8 +17,7 @@ AUDIT: Final = 2048  # it is asked now and then, whatever its clients do
 NEWS: Final = 4096  # Postgres has told of a setting that it reports
 RESHAPED: Final = 8192  # a statement has run that may have changed what others return
 
-MISNAMED: Final = 16384  # an error has come with a name in it that its client does not know
-STALLED: Final = 32768  # its client's next request needs to know how an earlier one ends
+STALLED: Final = 16384  # its client's next request needs to know how an earlier one ends
 
 BLOCKED: Final = CANCELLING | ASKING
 """While one of these is set, a client that is linked may have to wait."""

@@ -5,13 +5,13 @@ there first if need be; what the policy does not allow is refused; about what ma
 to ask. Source: PostgreSQL documentation, "Extended Query".
 """
 
+from collections.abc import Callable
 from functools import partial
 from struct import Struct
 from typing import Final
 
 from pooler.hold import STALLED
 from pooler.server import ServerSession
-from pooler.session import FOREIGN
 from pooler.watch import UNREAD, Asker, Watch
 from protocol.edits import Op
 from protocol.errors import ClientViolation
@@ -23,10 +23,14 @@ from protocol.statements import (
     PLAIN,
     PREFIX,
     TEXT_LIMIT,
+    UNSURE,
     LibraryFullError,
     Statement,
     close_statement,
 )
+
+FOREIGN: Final = b"?"
+"""Put behind a client's own name that could be one of the pooler's."""
 
 _header = Struct("!BI").unpack_from
 _int32 = Struct("!I")
@@ -135,8 +139,7 @@ class _Care:
         verdict = library.verdict(text)
         if not library.is_plain(verdict):
             if self._watch.deallocates(verdict):
-                self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED)
-                self._unprepare(verdict.deallocates)
+                self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED, self._deallocate(verdict.deallocates))
                 done.append(_NOTHING)
                 return length + 1
             refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
@@ -185,10 +188,6 @@ class _Care:
             if not self._library.is_plain(statement.verdict):
                 self._watch.note(statement.verdict, statement.text)
         else:
-            if self._watch.deallocates(statement.verdict):
-                # Nothing is sent in its place; what it is meant to do is done when it is bound.
-                statement = Statement(_NO_TEXT, statement.verdict)
-                request = statement.parse(b"")
             self._client.unnamed = self._exchange.unnamed = statement
         self._book(request, done)
         return size
@@ -201,6 +200,7 @@ class _Care:
         if name in client.statements:
             # Postgres will object to the text, or to the name.
             server_name, _ = self._resolve(name, done) or (name, None)
+            exchange.edit(Op.NAME, server_name + b"\0" + name)
             self._book(message(b"P", server_name + b"\0" + body), done)
             return
         try:
@@ -246,10 +246,16 @@ class _Care:
         if statement is not None:
             self._library.release(statement)
 
+    def _deallocate(self, name: bytes) -> Callable[[], None]:
+        """Take it that a statement is deallocated; return what undoes that."""
+        statement = (self._client.statements or {})[name]
+        self._unprepare(name)
+        return partial(self._keep, name, statement)
+
     def _keep(self, name: bytes, statement: Statement) -> None:
         """It was not closed after all."""
         self._confirmed(name)
-        if self._client.statements is not None:
+        if self._client.statements is not None and name not in self._client.statements:
             self._client.statements[name] = statement
             statement.users += 1
 
@@ -281,7 +287,10 @@ class _Care:
             if refusal is not None:
                 self._refuse(refusal, done)
                 return length + 1
-            self._about_to_run(statement, data, end)
+            if self._watch.deallocates(statement.verdict):
+                name = self._bind_nothing(statement.verdict.deallocates, done)
+            else:
+                self._about_to_run(statement, data, end)
         rest = data[end : length + 1]
         size = length + len(name) - (end - portal_end - 1)
         self._exchange.book_extended()
@@ -293,15 +302,19 @@ class _Care:
 
     def _about_to_run(self, statement: Statement, bind: bytes, names_end: int) -> None:
         """Note what a statement that is bound, and not plain, may do."""
-        verdict = statement.verdict
         self._watch.follow(statement.text)
-        if verdict.deallocates and statement.body == _NO_TEXT:
-            self._exchange.edit(Op.EMPTY, _DEALLOCATED)
-            self._unprepare(verdict.deallocates)
-            return
         self._watch.note_bound(statement, bind, names_end)
-        if verdict.drops_statements:
+        if statement.verdict.drops_statements:
             self._exchange.edit(Op.DROP, b"", *self._watch.drop_statements())
+
+    def _bind_nothing(self, name: bytes, done: list[bytes]) -> bytes:
+        """Return the name of a statement without a text, to be bound in place of one that deallocates `name`."""
+        exchange = self._exchange
+        exchange.unnamed = UNSURE
+        exchange.edit(Op.SWALLOW)
+        self._book(UNSURE.parse(b""), done)
+        exchange.edit(Op.EMPTY, _DEALLOCATED, self._deallocate(name))
+        return b""
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
         if self._stalls(request[6:-1][:NAME_SIZE]):
@@ -339,7 +352,10 @@ class _Care:
         statement = client.statements.get(name[:NAME_SIZE]) if client.statements else None
         if statement is None:
             foreign = self._foreign(name)
-            return None if foreign is name else (foreign, None)
+            if foreign is name:
+                return None
+            exchange.edit(Op.NAME, foreign + b"\0" + name)
+            return foreign, None
         known = self._state.statements
         server_name = known.use(statement)
         if not server_name:

@@ -16,7 +16,6 @@ from pooler.hold import (
     CANCELLING,
     CHECK,
     CHOKED,
-    MISNAMED,
     NEWS,
     PARTING,
     PINNED,
@@ -40,7 +39,6 @@ from protocol.kinds import IDLE
 from protocol.messages import TERMINATE, read_error
 from protocol.parameters import Profile, change
 from protocol.sql import Verdict
-from protocol.statements import Statement
 
 
 class Borrower(Protocol):
@@ -53,8 +51,6 @@ class Borrower(Protocol):
     """Its settings at login."""
     profile: Profile | None
     """Its settings now."""
-    statements: dict[bytes, Statement] | None
-    """What it has prepared, by its own names."""
 
     def end(self, ending: Ending) -> None:
         """Tell the client why, and close its connection."""
@@ -96,7 +92,6 @@ class ServerSession(asyncio.Protocol):
     __slots__ = (
         "_counted",
         "_duties",
-        "_misnamed",
         "_undressed",
         "_way",
         "asker",
@@ -158,8 +153,7 @@ class ServerSession(asyncio.Protocol):
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
         self.exchange.on_parameter = self._parameter_reported
-        self._misnamed = b""
-        self.exchange.on_misnamed = self._take_misnamed
+        self.exchange.on_statement_lost = state.statements_lost
         self.exchange.on_stale_plan = state.sharing.library.plans_are_stale
         if state.sharing.audit and not duties.session_mode:
             self.hold |= AUDIT
@@ -189,8 +183,6 @@ class ServerSession(asyncio.Protocol):
             elif exchange.error_unanswered or not exchange.quiet:
                 self.end(Reason.SERVER_LOST)  # it announces that it goes; or half a message came that nobody can lend
             return
-        if self.hold & MISNAMED:
-            data = self._with_names_of(client, data)
         client.transport.write(data)
         if free:
             if self.hold:
@@ -212,8 +204,6 @@ class ServerSession(asyncio.Protocol):
         stalled = bool(self.hold & STALLED) and not exchange.edited
         if stalled:
             self.hold &= ~STALLED
-        if self.hold & MISNAMED:
-            data = self._with_names_of(client, data)
         client.transport.write(data)
         if free and self.hold:
             self._free_on_hold(client)
@@ -225,17 +215,6 @@ class ServerSession(asyncio.Protocol):
             client.transaction_in_statement_mode()
         if stalled:
             client.proceed()
-
-    def _with_names_of(self, client: Borrower, data: bytes) -> bytes:
-        """Return `data` with the client's own names in the last error, if that is in it as a whole."""
-        self.hold &= ~MISNAMED
-        before, error, after = data.rpartition(self._misnamed)
-        return before + self.state.with_names_of(client.statements or {}, error) + after if error else data
-
-    def _take_misnamed(self, error: bytes) -> None:
-        if self.client is not None:
-            self._misnamed = error
-            self.hold |= MISNAMED
 
     def _free_on_hold(self, client: Borrower) -> None:
         """Take it back from a client whose transaction is over, where that is not all there is to do."""

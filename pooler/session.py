@@ -3,7 +3,6 @@
 Bookkeeping only: the server session asks Postgres and sends, this says what for, and what the answer means.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final, final
 
@@ -12,16 +11,13 @@ from pooler.answers import Circumstances
 from pooler.reasons import Ending, Reason
 from pooler.sharing import Judgement, Moment, Sharing, Suspicion
 from protocol.edits import Edit
-from protocol.messages import message, parameter_status, text_of
+from protocol.messages import parameter_status, text_of
 from protocol.parameters import Profile
 from protocol.question import Findings, full_question, question
 from protocol.sql import State, Verdict
-from protocol.statements import PREFIX, ServerStatements, Statement
+from protocol.statements import ServerStatements
 
 APPLICATION_NAME: Final = "application_name"
-FOREIGN: Final = b"?"
-"""Put behind a client's own name that could be one of the pooler's."""
-_OWN_NAME: Final = re.compile(PREFIX + rb"\d+" + re.escape(FOREIGN) + b"?")
 
 
 @final
@@ -182,16 +178,10 @@ class SessionState:
             if name in self.reported and (session is None or session.settings.get(name) != value)
         )
 
-    def with_names_of(self, client: Mapping[bytes, Statement], error: bytes) -> bytes:
-        """Return an ErrorResponse with the client's own names in it."""
-        return message(b"E", _OWN_NAME.sub(lambda found: self._name_of(client, found[0]), error[5:]))
-
-    def _name_of(self, client: Mapping[bytes, Statement], name: bytes) -> bytes:
-        """Return what a client calls what the server calls `name`."""
-        if name.endswith(FOREIGN):
-            return name[: -len(FOREIGN)]
-        statement = self.statements.which(name)
-        return next((own for own, each in client.items() if each is statement), name)
+    def statements_lost(self) -> None:
+        """The server lacks a statement that it was given: a function has deallocated what is not its own."""
+        self.statements.doubt()
+        self.asks_by_name = False
 
     # --- the client has gone
 

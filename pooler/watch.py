@@ -24,9 +24,7 @@ class Asker(Protocol):
     unnamed: Statement | None
     statements: dict[bytes, Statement] | None
     profile: Profile | None
-
-    def forget_statements(self) -> None:
-        """All of its named statements are gone."""
+    ended: bool
 
 
 @final
@@ -103,17 +101,25 @@ class Watch:
         """
         client, state = self._client, self._state
         copies, asks_by_name = state.statements.take_all(), state.asks_by_name
-        statements, client.statements = client.statements, None
+        library = self._sharing.library
+        statements, client.statements = client.statements or {}, None
         state.asks_by_name = False
 
         def undo() -> None:
-            client.statements = {**(statements or {}), **(client.statements or {})}
             state.statements.put_back(copies)
             state.asks_by_name = asks_by_name
+            if client.ended:
+                done()
+                return
+            for name, statement in (client.statements or {}).items():
+                if name in statements:
+                    library.release(statements[name])
+                statements[name] = statement
+            client.statements = statements
 
         def done() -> None:
-            for statement in (statements or {}).values():
-                self._sharing.library.release(statement)
+            for statement in statements.values():
+                library.release(statement)
 
         return undo, done
 

@@ -22,6 +22,7 @@ from protocol.kinds import (
     READY_FOR_QUERY,
     ROW_DESCRIPTION,
 )
+from protocol.messages import message
 
 _header = Struct("!BI").unpack_from
 
@@ -106,8 +107,12 @@ def _altered(exchange: Exchange, kind: int, reply: bytes) -> bytes:
     for edit in exchange.head_edits:
         op = edit.op
         if kind == ERROR_RESPONSE:
+            # on_error() drops the edit.
             if op is Op.ERROR and edit.at <= answered:
-                return edit.reply  # on_error() drops the edit
+                return edit.reply
+            if op is Op.NAME and edit.at == answered:
+                name, _, own = edit.reply.partition(b"\0")
+                return message(b"E", reply[5:].replace(name, own))
         elif op is Op.EMPTY:
             if kind == EMPTY_QUERY_RESPONSE:
                 exchange.done(edit)
@@ -116,7 +121,7 @@ def _altered(exchange: Exchange, kind: int, reply: bytes) -> bytes:
             if kind == COMMAND_COMPLETE and reply[5:].startswith(_DROPPED):
                 exchange.done(edit)
                 return reply
-        elif kind in _CLOSING and edit.at == answered and op in (Op.SWALLOW, Op.WATCH):
+        elif kind in _CLOSING and edit.at == answered and op in (Op.SWALLOW, Op.WATCH, Op.NAME):
             exchange.done(edit)
             return b"" if op is Op.SWALLOW else reply
     return reply

@@ -3,6 +3,7 @@
 Hot path: called once per chunk; one header look-up per message, and far less for rows of equal length.
 """
 
+import re
 from struct import Struct
 from typing import Final
 
@@ -82,8 +83,8 @@ def _actions() -> bytes:
 
 _ACTIONS: Final = _actions()
 _READY_LENGTH: Final = 5
-_OWN_NAME: Final = b'"' + PREFIX
 _SHORTEST: Final = 4
+_STATEMENT_LOST: Final = re.compile(rb"\0C26000\0.*" + PREFIX + rb"\d+(?![\d?])", re.DOTALL).search
 _STALE_PLAN: Final = b"\0RRevalidateCachedQuery\0"
 """In an ErrorResponse: what a prepared statement returns is not what it was (routine, in whatever language)."""
 _LONGEST_PARAMETER: Final = 1 << 16
@@ -155,8 +156,8 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
                 error = data[at : at + length + 1]
                 if _STALE_PLAN in error:
                     exchange.on_stale_plan()
-                if _OWN_NAME in error and len(error) > length:
-                    exchange.on_misnamed(error)
+                if _STATEMENT_LOST(error):
+                    exchange.on_statement_lost()
             elif kind == COPY_IN_RESPONSE:
                 exchange.on_copy_in()
             elif length > _LONGEST_PARAMETER:

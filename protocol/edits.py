@@ -15,6 +15,7 @@ class Op(Enum):
     """What is done to a reply."""
 
     WATCH = auto()  # nothing; but if the request is skipped after an error, what it was to bring about is undone
+    NAME = auto()  # an error names a statement as its client does; `reply` is the server's name, a NUL, the client's
     SWALLOW = auto()  # the reply is not passed on: the request was the pooler's own
     INSERT = auto()  # a reply to a request that was not sent, passed on before the reply of the request that follows
     ERROR = auto()  # the error that answers the request is replaced: the pooler has refused it

@@ -64,9 +64,9 @@ class Exchange:
         "hidden_error",
         "max_row",
         "mode",
-        "on_misnamed",
         "on_parameter",
         "on_stale_plan",
+        "on_statement_lost",
         "owed",
         "queries",
         "replies_head",
@@ -112,8 +112,8 @@ class Exchange:
         """What the server's unnamed statement is; None = it has none; UNSURE = what was to change that was skipped."""
         self.on_parameter: Callable[[bytes], None] = _ignore
         """Called with the payload of each ParameterStatus."""
-        self.on_misnamed: Callable[[bytes], None] = _ignore
-        """Called with an ErrorResponse that has a name of the pooler's own in it."""
+        self.on_statement_lost: Callable[[], None] = _nothing
+        """Called when the server turns out to lack a statement that the pooler has prepared on it."""
         self.on_stale_plan: Callable[[], None] = _nothing
         """Called when a prepared statement turns out to return something else than when it was parsed."""
 

@@ -205,10 +205,6 @@ class ServerStatements:
         self._copies.move_to_end(statement)
         return copy.name
 
-    def which(self, name: bytes) -> Statement | None:
-        """Return the statement that the server has under `name`."""
-        return next((statement for statement, copy in self._copies.items() if copy.name == name), None)
-
     def has_current(self, statement: Statement) -> bool:
         """Tell whether it is there, and as it would be if it were parsed now."""
         copy = self._copies.get(statement)
@@ -255,6 +251,11 @@ class ServerStatements:
         """It has not."""
         self._surplus += [copy.name for statement, copy in copies.items() if statement in self._copies]
         self._copies = OrderedDict({**copies, **self._copies})
+
+    def doubt(self) -> None:
+        """It is not known any more which of them are there: all are closed sometime, and parsed anew."""
+        self._surplus += [copy.name for copy in self._copies.values()]
+        self._copies.clear()
 
     def clear(self) -> None:
         """The server has dropped all of them."""

@@ -1,9 +1,12 @@
 """What a server is sent in place of what its client has sent, and what the client is told in the end."""
 
+import pytest
+
 from pooler.client import ClientSession
+from pooler.reasons import Reason
 from pooler.server import ServerSession
 from protocol.statements import PREFIX, TEXT_LIMIT, UNSURE
-from tests.pooler.house import DONE, READY, House, query, sent, wire
+from tests.pooler.house import DONE, READY, House, answer, query, sent, wire
 from tests.protocol.model import message
 from tests.support.wire import bind, close_statement, describe_statement, execute, flush, parse, sync
 
@@ -141,3 +144,241 @@ def test_an_unnamed_statement_too_long_to_keep_is_nobody_elses_and_nowhere_else(
     assert asked == close_statement() + RUN
     asked, told = exchange(client, server, RUN, CLOSED + ERROR + READY)
     assert (asked, told) == (close_statement() + RUN, ERROR + READY), "for Postgres to say that it is not there"
+
+
+# --- named statements
+
+
+def named(name: str) -> bytes:
+    return bind(statement=name) + execute() + sync()
+
+
+def error(code: str, text: str) -> bytes:
+    return message("E", f"SERROR\0C{code}\0M{text}\0\0".encode())
+
+
+def prepare(client: ClientSession, server: ServerSession, name: str, sql: str = "select 1") -> None:
+    exchange(client, server, parse(sql, name) + sync(), PARSED + READY)
+
+
+def test_a_statement_is_prepared_under_a_name_of_the_poolers() -> None:
+    _, [server], [client] = party()
+    requests = parse("select 1", "a") + describe_statement("a") + named("a")
+    asked, told = exchange(client, server, requests, PARSED + ROW_TYPE + BOUND + RAN + READY)
+    assert asked == parse("select 1", "pgfunnel_1") + describe_statement("pgfunnel_1") + named("pgfunnel_1")
+    assert told == PARSED + ROW_TYPE + BOUND + RAN + READY
+
+
+def test_another_client_with_the_same_text_has_it_without_asking() -> None:
+    _, [server], [client, other] = party(clients=2)
+    prepare(client, server, "a")
+    asked, told = exchange(other, server, parse("select 1", "b") + named("b"), BOUND + RAN + READY)
+    assert asked == named("pgfunnel_1")
+    assert told == PARSED + BOUND + RAN + READY
+
+
+def test_a_lone_parse_of_what_is_there_is_answered_at_once() -> None:
+    house, [server], [client, other] = party(clients=2)
+    prepare(client, server, "a")
+    wire(other).receive(parse("select 1", "b") + flush())
+    assert sent(wire(other)) == PARSED
+    assert sent(wire(server)) == flush()
+    assert house.census()["idle"] == 1
+
+
+def test_on_another_server_it_is_parsed_ahead_of_its_bind() -> None:
+    house, servers, [client] = party(size=2)
+    prepare(client, servers[1], "a")
+    house.pool.idle.rotate()
+    asked, told = exchange(client, servers[0], named("a"), PARSED + BOUND + RAN + READY)
+    assert asked == parse("select 1", "pgfunnel_1") + named("pgfunnel_1")
+    assert told == BOUND + RAN + READY
+
+
+def test_what_was_used_least_recently_gives_way() -> None:
+    _, [server], [client] = party(max_prepared=2)
+    prepare(client, server, "a", "select 1")
+    prepare(client, server, "b", "select 2")
+    exchange(client, server, named("a"), BOUND + RAN + READY)
+    asked, told = exchange(client, server, parse("select 3", "c") + sync(), CLOSED + PARSED + READY)
+    assert asked == close_statement("pgfunnel_2") + parse("select 3", "pgfunnel_3") + sync()
+    assert told == PARSED + READY
+    assert len(server.state.statements) == 2
+
+
+def test_closing_it_is_between_the_client_and_the_pooler() -> None:
+    _, [server], [client, other] = party(clients=2)
+    prepare(client, server, "a")
+    assert exchange(client, server, close_statement("a") + sync(), CLOSED + READY)[0] == close_statement("a") + sync()
+    assert not client.statements
+    assert exchange(other, server, parse("select 1", "b") + sync(), READY) == (sync(), PARSED + READY)
+
+
+def test_a_statement_that_does_not_exist_is_for_postgres_to_deny() -> None:
+    _, [server], [client] = party()
+    refusal = error("26000", 'prepared statement "x" does not exist') + READY
+    assert exchange(client, server, named("x"), refusal) == (named("x"), refusal)
+
+
+def test_the_poolers_own_names_are_nothing_to_a_client() -> None:
+    _, [server], [client] = party()
+    refusal = error("26000", 'prepared statement "pgfunnel_1?" does not exist') + READY
+    asked, told = exchange(client, server, named("pgfunnel_1"), refusal)
+    assert asked == named("pgfunnel_1?")
+    assert told == error("26000", 'prepared statement "pgfunnel_1" does not exist') + READY
+
+
+REFUSAL = error("42P05", 'prepared statement "pgfunnel_1" already exists') + READY
+
+
+@pytest.mark.parametrize("cut", range(0, len(REFUSAL), 9))
+def test_a_name_that_is_taken_is_denied_by_the_name_that_the_client_has_used(cut: int) -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "z")
+    prepare(client, server, "a")
+    wire(client).receive(parse("select 2", "a") + sync())
+    assert sent(wire(server)) == parse("select 2", "pgfunnel_1") + sync()
+    wire(server).receive(REFUSAL[:cut])
+    wire(server).receive(REFUSAL[cut:])
+    assert sent(wire(client)) == error("42P05", 'prepared statement "a" already exists') + READY
+
+
+def test_a_statement_that_fails_to_parse_is_not_there() -> None:
+    _, [server], [client, other] = party(clients=2)
+    exchange(client, server, parse("bad", "a") + sync(), ERROR + READY)
+    assert not client.statements
+    assert len(server.state.statements) == 0
+    asked, _ = exchange(other, server, parse("bad", "b") + sync(), ERROR + READY)
+    assert asked == parse("bad", "pgfunnel_2") + sync()
+
+
+def test_what_is_sent_ahead_waits_where_it_depends_on_a_statement_that_may_fail() -> None:
+    _, [server], [client] = party()
+    wire(client).receive(parse("select 1", "a") + sync() + parse("select 2", "a") + sync())
+    assert sent(wire(server)) == parse("select 1", "pgfunnel_1") + sync()
+    wire(server).receive(ERROR + READY)
+    assert sent(wire(server)) == parse("select 2", "pgfunnel_2") + sync()
+    wire(server).receive(PARSED + READY)
+    assert sent(wire(client)) == ERROR + READY + PARSED + READY
+
+
+def test_a_client_that_vanishes_leaves_neither_names_nor_edits_behind() -> None:
+    house, [server], [client, other] = party(clients=2)
+    wire(client).receive(parse("select 1", "a") + bind(statement="x") + parse("select 2", "b") + sync())
+    wire(client).lose()
+    house.settle_cancels()
+    wire(server).receive(PARSED + ERROR + READY)
+    assert house.census()["idle"] == 1
+    assert server.exchange.edited == 0
+    assert not server.state.unconfirmed
+    assert len(server.state.statements) == 1
+    assert all(not statement.users for statement in house.library._known.values())
+    sent(wire(server))
+    asked, told = exchange(other, server, parse("select 1", "a") + named("a"), BOUND + RAN + READY)
+    assert (asked, told) == (named("pgfunnel_1"), PARSED + BOUND + RAN + READY)
+
+
+def test_a_server_that_has_lost_a_statement_is_given_all_of_them_anew() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    exchange(client, server, named("a"), error("26000", 'prepared statement "pgfunnel_1" does not exist') + READY)
+    asked, told = exchange(client, server, named("a"), CLOSED + PARSED + BOUND + RAN + READY)
+    assert asked == close_statement("pgfunnel_1") + parse("select 1", "pgfunnel_2") + named("pgfunnel_2")
+    assert told == BOUND + RAN + READY
+
+
+def test_plans_that_went_stale_are_made_anew_on_each_server() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    stale = message("E", b"SERROR\0C0A000\0Mcached plan\0RRevalidateCachedQuery\0\0")
+    exchange(client, server, named("a"), stale + READY)
+    asked, _ = exchange(client, server, named("a"), CLOSED + PARSED + BOUND + RAN + READY)
+    assert asked == close_statement("pgfunnel_1") + parse("select 1", "pgfunnel_2") + named("pgfunnel_2")
+
+
+def test_a_statement_too_long_to_keep_cant_have_a_name() -> None:
+    house, _, [client] = party()
+    wire(client).receive(parse("x" * TEXT_LIMIT, "a")[:100])
+    assert house.endings[client].reason is Reason.CLIENT_VIOLATION
+
+
+def test_without_max_prepared_statements_names_pass_as_they_are() -> None:
+    _, [server], [client] = party(max_prepared=0)
+    requests = parse("select 1", "a") + named("a")
+    assert exchange(client, server, requests, PARSED + BOUND + RAN + READY)[0] == requests
+
+
+# --- DEALLOCATE
+
+DEALLOCATED = message("C", b"DEALLOCATE\0")
+
+
+def test_deallocate_of_a_named_statement_is_answered_as_postgres_would() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    asked, told = exchange(client, server, query("DEALLOCATE a"), message("I") + READY)
+    assert (asked, told) == (query(""), DEALLOCATED + READY)
+    assert not client.statements
+
+
+@pytest.mark.parametrize("name", ["", "d"])
+def test_deallocate_may_be_bound(name: str) -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    prepare(client, server, name, "deallocate a")
+    asked, told = exchange(client, server, named(name), PARSED + BOUND + message("I") + READY)
+    assert (asked, told) == (parse("") + named(""), BOUND + DEALLOCATED + READY)
+    assert b"a" not in (client.statements or {})
+
+
+def test_deallocate_that_is_never_executed_deallocates_nothing() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    exchange(client, server, parse("deallocate a") + bind() + sync(), PARSED + PARSED + BOUND + READY)
+    assert client.statements is not None
+    assert b"a" in client.statements
+    assert client.statements[b"a"].users == 1
+
+
+def test_deallocate_of_what_sql_has_prepared_goes_to_postgres() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    assert exchange(client, server, query("deallocate b"), DEALLOCATED + READY)[0] == query("deallocate b")
+
+
+@pytest.mark.parametrize("sql", ["DEALLOCATE ALL", "discard all"])
+def test_deallocate_all_ends_the_statements_of_its_client_alone(sql: str) -> None:
+    house, [server], [client, other] = party(clients=2)
+    prepare(client, server, "a")
+    prepare(other, server, "b")
+    exchange(client, server, query(sql), message("C", sql.upper().encode() + b"\0") + READY)
+    if sent(wire(server)):
+        wire(server).receive(answer(first=True))
+    assert not client.statements
+    assert other.statements
+    assert len(server.state.statements) == 0
+    assert house.census()["idle"] == 1
+    asked, told = exchange(other, server, named("b"), PARSED + BOUND + RAN + READY)
+    assert (asked, told) == (parse("select 1", "pgfunnel_2") + named("pgfunnel_2"), BOUND + RAN + READY)
+
+
+def test_discard_all_that_fails_ends_nothing() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    exchange(client, server, query("begin; discard all"), ERROR + message("Z", b"E"))
+    exchange(client, server, query("rollback"), message("C", b"ROLLBACK\0") + READY)
+    assert PREFIX + b"question" in sent(wire(server))
+    wire(server).receive(answer(first=True))
+    asked, _ = exchange(client, server, named("a"), BOUND + RAN + READY)
+    assert asked == named("pgfunnel_1")
+
+
+def test_discard_all_that_fails_for_a_client_that_has_gone_keeps_nothing_for_it() -> None:
+    house, [server], [client] = party()
+    prepare(client, server, "a")
+    wire(client).receive(query("begin; discard all"))
+    wire(client).lose()
+    house.settle_cancels()
+    wire(server).receive(ERROR + message("Z", b"E"))
+    assert client.statements is None
+    assert all(not statement.users for statement in house.library._known.values())
