@@ -26,6 +26,7 @@ class SessionState:
 
     __slots__ = (
         "_changed",
+        "_counted",
         "_pinned_client",
         "_suspicion",
         "asks_by_name",
@@ -63,6 +64,8 @@ class SessionState:
         self._suspicion: Suspicion | None = None
         self._changed: dict[str, str | None] = {}
         self._pinned_client = 0
+        self._counted = False
+        """It counts among those that are pinned."""
 
     @property
     def pinned(self) -> bool:
@@ -123,7 +126,11 @@ class SessionState:
     # --- the question
 
     def question(self, *profiles: Profile | None, custom: Iterable[str] = ()) -> bytes:
-        """Return the messages that ask what the session holds; `custom` settings are asked for by name."""
+        """Return the messages that ask what the session holds; `custom` settings are asked for by name.
+
+        Until the answer a pin does not count: its client may just have undone it, and nobody is refused for that.
+        """
+        self._count(pinned=False)
         names = self.sharing.custom_names(self._suspicion, *profiles) | self.sharing.remember_custom(custom)
         prepare, self.asks_by_name = not self.asks_by_name, True
         return question(names, prepare=prepare)
@@ -155,18 +162,22 @@ class SessionState:
             ledger.refused(*pool, application, judgement.pins, text, "max_pinned")
             return judgement, too_many_pinned(sharing, judgement.pins)
         else:
-            sharing.pinned += not self.pins
+            self._count(pinned=True)
             self.pins = judgement.pins
             self._pinned_client = client
             ledger.remaining(client, judgement.pins)
             ledger.pinned(client, *pool, application, judgement.pins, text)
         return judgement, None
 
+    def _count(self, *, pinned: bool) -> None:
+        self.sharing.pinned += pinned - self._counted
+        self._counted = pinned
+
     def unpin(self, why: str) -> None:
         """Its client can go on elsewhere, or has gone."""
         if self.pins:
             self.pins = State(0)
-            self.sharing.pinned -= 1
+            self._count(pinned=False)
             self.sharing.ledger.unpinned(self._pinned_client, why)
         self.risky = False
 
