@@ -61,7 +61,7 @@ def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_si
     try:
         while True:
             size = care.take(rest, done)
-            if not size:
+            if not size and not care.told():
                 end = 0
                 break
             rest = rest[size:]
@@ -73,8 +73,7 @@ def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_si
     except ClientViolation as violation:
         server.transport.write(b"".join(done) + rest[: violation.offset])
         raise ClientViolation(violation.message) from None
-    if exchange.edited and server.client is not None:
-        server.client.transport.write(exchange.take_inserts())
+    care.told()
     out = b"".join(done)
     return out + rest, len(out) + end
 
@@ -91,6 +90,16 @@ class _Care:
         self._library = server.state.sharing.library
         self._watch = Watch(client, server)
         self._max_size = max_size
+
+    def told(self) -> bool:
+        """Tell the client what it can be told now; True if that was what its next request had stalled for."""
+        exchange, server = self._exchange, self._server
+        if exchange.edited and server.client is not None:
+            server.client.transport.write(exchange.take_inserts())
+        if exchange.edited or not server.hold & STALLED:
+            return False
+        server.hold &= ~STALLED
+        return True
 
     def take(self, data: bytes, done: list[bytes]) -> int:  # noqa: PLR0911 - one for each kind of request
         """Book the request at the beginning of `data`, append what goes to the server to `done`.

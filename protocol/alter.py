@@ -14,7 +14,6 @@ from protocol.kinds import (
     EMPTY_QUERY_RESPONSE,
     ERROR_RESPONSE,
     NO_DATA,
-    NOTICE_RESPONSE,
     NOTIFICATION_RESPONSE,
     PARAMETER_STATUS,
     PARSE_COMPLETE,
@@ -45,7 +44,6 @@ _NEEDED_WHOLE: Final = frozenset(
     (COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS)
 )
 _DROPPED: Final = (b"DISCARD ALL\0", b"DEALLOCATE ALL\0")
-_FOR_THE_CLIENT: Final = frozenset((NOTICE_RESPONSE, NOTIFICATION_RESPONSE))
 
 
 def alter_replies(exchange: Exchange, data: bytes) -> tuple[bytes, bool]:
@@ -70,7 +68,7 @@ def alter_replies(exchange: Exchange, data: bytes) -> tuple[bytes, bool]:
             break
         kind, length = _header(data, at)
         after = at + length + 1
-        hidden = exchange.hidden and kind not in _FOR_THE_CLIENT
+        hidden = exchange.hidden and kind != NOTIFICATION_RESPONSE
         if after > end and (hidden or kind in _NEEDED_WHOLE):
             if length > MAX_HELD:
                 raise ServerViolation(f"a message of type {chr(kind)!r} is {length} bytes long", at)
