@@ -18,12 +18,14 @@ from protocol.errors import ClientViolation
 from protocol.frontend import HOLD_LIMIT, scan_requests
 from protocol.kinds import BIND, CLOSE, FUNCTION_CALL, PARSE, QUERY
 from protocol.messages import ErrorFields, error_response, message, query
+from protocol.sql import Verdict
 from protocol.statements import (
     NAME_SIZE,
     PLAIN,
     PREFIX,
     TEXT_LIMIT,
     UNSURE,
+    Copy,
     LibraryFullError,
     Statement,
     close_statement,
@@ -94,12 +96,13 @@ class _Care:
     def told(self) -> bool:
         """Tell the client what it can be told now; True if that was what its next request had stalled for."""
         exchange, server = self._exchange, self._server
-        if exchange.edited and server.client is not None:
-            server.client.transport.write(exchange.take_inserts())
-        if exchange.edited or not server.hold & STALLED:
+        inserts = exchange.take_inserts() if exchange.edited else b""
+        if not inserts or server.client is None:
             return False
+        server.client.transport.write(inserts)
+        stalled = bool(server.hold & STALLED)
         server.hold &= ~STALLED
-        return True
+        return stalled
 
     def take(self, data: bytes, done: list[bytes]) -> int:  # noqa: PLR0911 - one for each kind of request
         """Book the request at the beginning of `data`, append what goes to the server to `done`.
@@ -143,25 +146,31 @@ class _Care:
         library = self._library
         text = data[5:length]
         self._watch.follow(text)
-        if library.is_plain_query(data[: length + 1]):
-            return self._plain(data, length, done)
-        verdict = library.verdict(text)
-        if not library.is_plain(verdict):
-            if self._watch.deallocates(verdict):
-                self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED, self._deallocate(verdict.deallocates))
-                done.append(_NOTHING)
-                return length + 1
-            refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
-            if refusal is not None:
-                self._exchange.owe_edited_query(Op.ERROR, error_response(refusal))
-                done.append(query(_REFUSED))
-                return length + 1
-            self._watch.note(verdict, text)
-            if verdict.drops_statements:
-                self._exchange.owe_edited_query(Op.DROP, b"", *self._watch.drop_statements())
-                done.append(data[: length + 1])
-                return length + 1
+        if not library.is_plain_query(data[: length + 1]):
+            verdict = library.verdict(text)
+            if not library.is_plain(verdict):
+                if self._stalls_on(verdict):
+                    return 0
+                if self._replaced(verdict, text, done):
+                    return length + 1
         return self._plain(data, length, done)
+
+    def _replaced(self, verdict: Verdict, text: bytes, done: list[bytes]) -> bool:
+        """Send a Query that is not plain, or something in its place; False if it is to go out as all do."""
+        if self._watch.deallocates(verdict):
+            self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED, *self._give_up(verdict.deallocates))
+            done.append(_NOTHING)
+            return True
+        refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
+        if refusal is not None:
+            self._exchange.owe_edited_query(Op.ERROR, error_response(refusal))
+            done.append(query(_REFUSED))
+            return True
+        self._watch.note(verdict, text)
+        if verdict.drops_statements:
+            self._exchange.owe_edited_query(Op.DROP, b"", *self._watch.drop_statements())
+            done.append(message(b"Q", text + b"\0"))
+        return verdict.drops_statements
 
     def _end_unnamed(self) -> None:
         self._client.unnamed = self._exchange.unnamed = None
@@ -208,7 +217,7 @@ class _Care:
         refusal: ErrorFields | None
         if name in client.statements:
             # Postgres will object to the text, or to the name.
-            server_name, _ = self._resolve(name, done) or (name, None)
+            server_name = self._resolve(name, done) or name
             exchange.edit(Op.NAME, server_name + b"\0" + name)
             self._book(message(b"P", server_name + b"\0" + body), done)
             return
@@ -229,53 +238,74 @@ class _Care:
             self._refuse(refusal, done)
             return
         client.statements[name] = statement
-        undo, confirmed = partial(self._unprepare, name), partial(self._confirmed, name)
-        if known.has_current(statement) and not self._watch.failed:
-            exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo, confirmed)
+        undo: Callable[[], None] = partial(self._unprepare, name, settled=True)
+        settled = self._await(name)
+        if known.has_current(statement, exchange.edits) and not self._watch.failed:
+            exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo, settled)
         else:
-            server_name = self._make_room(statement, done)
-            exchange.edit(Op.WATCH, b"", partial(_both, undo, partial(known.forget, statement, server_name)), confirmed)
-            self._book(statement.parse(server_name), done)
-        self._state.unconfirmed[name] = exchange.edits
+            copy = self._make_room(statement, done)
+            undo = partial(_both, undo, partial(known.forget, statement, copy))
+            exchange.edit(Op.WATCH, b"", undo, partial(_both, settled, copy.confirm))
+            self._book(statement.parse(copy.name), done)
 
-    def _confirmed(self, name: bytes) -> None:
-        self._state.unconfirmed.pop(name, None)
+    def _await(self, name: bytes) -> Callable[[], None]:
+        """Have later runs wait until it is seen what becomes of `name` in this one; return what ends that."""
+        _, count = self._state.unsettled.get(name, (None, 0))
+        self._state.unsettled[name] = (self._exchange.edits, count + 1)
+        return partial(self._settled, name)
+
+    def _settled(self, name: bytes) -> None:
+        run, count = self._state.unsettled.pop(name)
+        if count > 1:
+            self._state.unsettled[name] = (run, count - 1)
 
     def _stalls(self, name: bytes) -> bool:
         """Tell whether it has yet to be seen what becomes of `name` in an earlier run; proceed() goes on then."""
-        run = self._state.unconfirmed.get(name)
-        if run is None or run is self._exchange.edits:
+        run, count = self._state.unsettled.get(name, (None, 0))
+        if not count or run is self._exchange.edits:
             return False
         self._server.hold |= STALLED
         return True
 
-    def _unprepare(self, name: bytes) -> None:
-        self._confirmed(name)
+    def _stalls_on(self, verdict: Verdict) -> bool:
+        """Tell the same for a text that deallocates."""
+        if verdict.drops_statements:
+            return any(self._stalls(name) for name in self._state.unsettled)
+        return bool(verdict.deallocates) and self._stalls(verdict.deallocates)
+
+    def _unprepare(self, name: bytes, *, settled: bool = False) -> None:
+        if settled:
+            self._settled(name)
         statement = self._client.statements.pop(name, None) if self._client.statements else None
         if statement is not None:
             self._library.release(statement)
 
-    def _deallocate(self, name: bytes) -> Callable[[], None]:
-        """Take it that a statement is deallocated; return what undoes that."""
+    def _give_up(self, name: bytes) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Take it that a statement of the client's is closed; return what undoes that, and what is done if it is."""
         statement = (self._client.statements or {})[name]
         self._unprepare(name)
-        return partial(self._keep, name, statement)
+        settled = self._await(name)
+        return partial(self._keep, name, statement), settled
 
     def _keep(self, name: bytes, statement: Statement) -> None:
         """It was not closed after all."""
-        self._confirmed(name)
+        self._settled(name)
         if self._client.statements is not None and name not in self._client.statements:
             self._client.statements[name] = statement
             statement.users += 1
 
-    def _make_room(self, statement: Statement, done: list[bytes]) -> bytes:
-        """Return a name under which `statement` is to be parsed; close what has to give way."""
+    def _keep_unnamed(self, statement: Statement | None) -> None:
+        """It was not closed after all."""
+        self._client.unnamed = self._client.unnamed or statement
+
+    def _make_room(self, statement: Statement, done: list[bytes]) -> Copy:
+        """Return what `statement` is to be parsed as; close what has to give way."""
         known = self._state.statements
-        name = known.add(statement)
+        copy = known.add(statement, self._exchange.edits)
         for old in known.surplus():
             self._exchange.edit(Op.SWALLOW, undo=partial(known.return_surplus, old))
             self._book(close_statement(old), done)
-        return name
+        return copy
 
     def _bind(self, data: bytes, length: int, done: list[bytes]) -> int:  # noqa: PLR0911 - it may be cut, or not go out
         portal_end = data.find(0, 5)
@@ -287,10 +317,12 @@ class _Care:
             return self._plain(data, length, done)
         if self._stalls(data[portal_end + 1 : end][:NAME_SIZE]):
             return 0
-        found = self._resolve(data[portal_end + 1 : end], done)
-        if found is None:
+        statement = self._statement(data[portal_end + 1 : end])
+        if statement is not None and not statement.plain and self._stalls_on(statement.verdict):
+            return 0
+        name = self._resolve(data[portal_end + 1 : end], done)
+        if name is None:
             return self._plain(data, length, done)
-        name, statement = found
         if statement is not None and not statement.plain:
             refusal = self._watch.too_many(statement.verdict, statement.text) if whole else None
             if refusal is not None:
@@ -322,16 +354,16 @@ class _Care:
         exchange.unnamed = UNSURE
         exchange.edit(Op.SWALLOW)
         self._book(UNSURE.parse(b""), done)
-        exchange.edit(Op.EMPTY, _DEALLOCATED, self._deallocate(name))
+        exchange.edit(Op.EMPTY, _DEALLOCATED, *self._give_up(name))
         return b""
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
         if self._stalls(request[6:-1][:NAME_SIZE]):
             return 0
-        found = self._resolve(request[6:-1], done)
-        if found is None:
+        name = self._resolve(request[6:-1], done)
+        if name is None:
             return self._plain(request, len(request) - 1, done)
-        self._book(message(b"D", b"S" + found[0] + b"\0"), done)
+        self._book(message(b"D", b"S" + name + b"\0"), done)
         return len(request)
 
     def _close(self, request: bytes, done: list[bytes]) -> int:
@@ -341,39 +373,45 @@ class _Care:
         if self._stalls(name):
             return 0
         if not name:
+            self._exchange.edit(Op.WATCH, b"", partial(self._keep_unnamed, client.unnamed))
             self._end_unnamed()
         elif client.statements and name in client.statements:
-            statement = client.statements[name]
-            self._exchange.edit(Op.WATCH, b"", partial(self._keep, name, statement), partial(self._confirmed, name))
-            self._unprepare(name)
-            self._state.unconfirmed[name] = self._exchange.edits
+            self._exchange.edit(Op.WATCH, b"", *self._give_up(name))
         self._book(message(b"C", b"S" + self._foreign(name) + b"\0"), done)
         return len(request)
 
-    def _resolve(self, name: bytes, done: list[bytes]) -> tuple[bytes, Statement | None] | None:
-        """Return the name on the server of a client's statement, parsed there now if need be, and the statement.
+    def _statement(self, name: bytes) -> Statement | None:
+        """Return what the client calls `name`."""
+        client = self._client
+        if not name:
+            return client.unnamed
+        return client.statements.get(name[:NAME_SIZE]) if client.statements else None
+
+    def _resolve(self, name: bytes, done: list[bytes]) -> bytes | None:
+        """Return the name on the server of a client's statement, parsed there now if need be.
 
         None: it is to go out as it is; Postgres has it, or will say that it does not exist.
         """
-        client, exchange = self._client, self._exchange
+        exchange = self._exchange
         if not name:
             return self._resolve_unnamed(done)
-        statement = client.statements.get(name[:NAME_SIZE]) if client.statements else None
+        statement = self._statement(name)
         if statement is None:
             foreign = self._foreign(name)
             if foreign is name:
                 return None
             exchange.edit(Op.NAME, foreign + b"\0" + name)
-            return foreign, None
+            return foreign
         known = self._state.statements
-        server_name = known.use(statement)
+        server_name = known.use(statement, exchange.edits)
         if not server_name:
-            server_name = self._make_room(statement, done)
-            exchange.edit(Op.SWALLOW, undo=partial(known.forget, statement, server_name))
+            copy = self._make_room(statement, done)
+            server_name = copy.name
+            exchange.edit(Op.SWALLOW, b"", partial(known.forget, statement, copy), copy.confirm)
             self._book(statement.parse(server_name), done)
-        return server_name, statement
+        return server_name
 
-    def _resolve_unnamed(self, done: list[bytes]) -> tuple[bytes, Statement | None] | None:
+    def _resolve_unnamed(self, done: list[bytes]) -> bytes | None:
         exchange = self._exchange
         statement = self._client.unnamed
         if statement is None or (statement.verdict is UNREAD and exchange.unnamed is not statement):
@@ -386,7 +424,7 @@ class _Care:
             exchange.unnamed = statement
             exchange.edit(Op.SWALLOW)
             self._book(statement.parse(b""), done)
-        return b"", statement
+        return b""
 
     def _foreign(self, name: bytes) -> bytes:
         """Return `name` such that it is none of the pooler's own on the server."""
@@ -411,6 +449,6 @@ class _Care:
         return self._plain(data, length, done)
 
 
-def _both(first: partial[None], second: partial[None]) -> None:
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
     second()
     first()

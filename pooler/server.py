@@ -201,9 +201,8 @@ class ServerSession(asyncio.Protocol):
         if self.client is None:
             return  # it has just been ended
         exchange = self.exchange
-        stalled = bool(self.hold & STALLED) and not exchange.edited
-        if stalled:
-            self.hold &= ~STALLED
+        stalled = bool(self.hold & STALLED)
+        self.hold &= ~STALLED
         client.transport.write(data)
         if free and self.hold:
             self._free_on_hold(client)

@@ -38,7 +38,7 @@ class SessionState:
         "sharing",
         "statements",
         "trail",
-        "unconfirmed",
+        "unsettled",
     )
 
     def __init__(self, sharing: Sharing, reported: Mapping[str, str]) -> None:
@@ -55,7 +55,7 @@ class SessionState:
         """The text that was sent last, where there are audits."""
         self.asks_by_name = False
         """The question has been prepared."""
-        self.unconfirmed: dict[bytes, list[Edit]] = {}
+        self.unsettled: dict[bytes, tuple[list[Edit], int]] = {}
         """Names that its client has prepared or closed, with the edits of the run: it may still fail."""
         self.loaded = False
         """A library may have been loaded, which nothing undoes."""

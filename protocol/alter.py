@@ -112,7 +112,7 @@ def _altered(exchange: Exchange, kind: int, reply: bytes) -> bytes:
                 name, _, own = edit.reply.partition(b"\0")
                 return message(b"E", reply[5:].replace(name, own))
         elif op is Op.EMPTY:
-            if kind == EMPTY_QUERY_RESPONSE:
+            if kind == EMPTY_QUERY_RESPONSE and edit.at < answered:
                 exchange.done(edit)
                 return edit.reply
         elif op is Op.DROP:

@@ -25,7 +25,7 @@ class Op(Enum):
 
 @final
 class Edit:
-    """One edit; `at` is the number of requests in the same run that were sent before the one it belongs to."""
+    """One edit; `at` is how many requests of its run were sent before the one it belongs to, -1 for a Query."""
 
     __slots__ = ("at", "done", "op", "reply", "undo")
 

@@ -209,7 +209,7 @@ class Exchange:
     ) -> None:
         """Book a Query with an edit; not while `skipping`."""
         self._break_run()
-        self.owed.append(Unit(OWED_QUERY, [Edit(op, 0, reply, undo, done)]))
+        self.owed.append(Unit(OWED_QUERY, [Edit(op, -1, reply, undo, done)]))
         self.edited += 1
 
     def owe_hidden_query(self) -> None:

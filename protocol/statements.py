@@ -7,7 +7,7 @@ what is the sessions' affair. Source: PostgreSQL documentation, "Extended Query"
 
 from collections import OrderedDict
 from struct import Struct
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 from protocol.parameters import Dialect
 from protocol.sql import State, Verdict, classify, is_plain_query
@@ -173,12 +173,22 @@ class Library:
         self._sweep_at = max(self.limit // 4, 2 * self.bytes)
 
 
-class Copy(NamedTuple):
+@final
+class Copy:
     """A statement on a server."""
 
-    name: bytes
-    schema_epoch: int
-    plan_epoch: int
+    __slots__ = ("name", "plan_epoch", "run", "schema_epoch")
+
+    def __init__(self, name: bytes, library: Library, run: object) -> None:
+        self.name = name
+        self.schema_epoch = library.schema_epoch
+        self.plan_epoch = library.plan_epoch
+        self.run: object | None = run
+        """What it is parsed in, and what may fail before: only there it can be counted on. None = it is there."""
+
+    def confirm(self) -> None:
+        """It has been parsed."""
+        self.run = None
 
 
 @final
@@ -197,30 +207,27 @@ class ServerStatements:
     def __len__(self) -> int:
         return len(self._copies)
 
-    def use(self, statement: Statement) -> bytes:
-        """Return the name that the server has it under; empty if it does not have it, or not fit for use any more."""
+    def use(self, statement: Statement, run: object) -> bytes:
+        """Return the name that the server has it under; empty if it is not there, or not fit for use in `run`."""
         copy = self._copies.get(statement)
-        if copy is None or copy.plan_epoch != self._library.plan_epoch:
+        if copy is None or copy.plan_epoch != self._library.plan_epoch or not (copy.run is None or copy.run is run):
             return b""
         self._copies.move_to_end(statement)
         return copy.name
 
-    def has_current(self, statement: Statement) -> bool:
-        """Tell whether it is there, and as it would be if it were parsed now."""
-        copy = self._copies.get(statement)
-        library = self._library
-        return copy is not None and copy[1:] == (library.schema_epoch, library.plan_epoch)
+    def has_current(self, statement: Statement, run: object) -> bool:
+        """Tell whether it is there in `run`, and as it would be if it were parsed now."""
+        return bool(self.use(statement, run)) and self._copies[statement].schema_epoch == self._library.schema_epoch
 
-    def add(self, statement: Statement) -> bytes:
-        """Return a name under which it is to be parsed now; what that replaces becomes surplus()."""
+    def add(self, statement: Statement, run: object) -> Copy:
+        """Return it with a name under which it is to be parsed now, in `run`; what that replaces becomes surplus()."""
         self._drop(statement)
         if len(self._copies) >= self._most:
             self._drop(next(iter(self._copies)))
         self._made += 1
         self._library.parses += 1
-        name = PREFIX + b"%d" % self._made
-        self._copies[statement] = Copy(name, self._library.schema_epoch, self._library.plan_epoch)
-        return name
+        copy = self._copies[statement] = Copy(PREFIX + b"%d" % self._made, self._library, run)
+        return copy
 
     def _drop(self, statement: Statement) -> None:
         copy = self._copies.pop(statement, None)
@@ -236,10 +243,9 @@ class ServerStatements:
         """It was not closed after all."""
         self._surplus.append(name)
 
-    def forget(self, statement: Statement, name: bytes) -> None:
+    def forget(self, statement: Statement, copy: Copy) -> None:
         """It was not parsed after all."""
-        copy = self._copies.get(statement)
-        if copy is not None and copy.name == name:
+        if self._copies.get(statement) is copy:
             del self._copies[statement]
 
     def take_all(self) -> "OrderedDict[Statement, Copy]":
@@ -250,7 +256,8 @@ class ServerStatements:
     def put_back(self, copies: "OrderedDict[Statement, Copy]") -> None:
         """It has not."""
         self._surplus += [copy.name for statement, copy in copies.items() if statement in self._copies]
-        self._copies = OrderedDict({**copies, **self._copies})
+        there = {statement: copy for statement, copy in copies.items() if copy.run is None}  # the others have failed
+        self._copies = OrderedDict({**there, **self._copies})
 
     def doubt(self) -> None:
         """It is not known any more which of them are there: all are closed sometime, and parsed anew."""

@@ -41,7 +41,9 @@ class Back:
     session: ServerSession
     transport: MockTransport
     model: SessionModel
+    rng: random.Random
     unread: bytes = b""
+    unflushed: bytes = b""
     unsent: bytes = b""
 
     @property
@@ -54,7 +56,10 @@ class Back:
         """Carry out one request."""
         kind, payload = messages_in(self.unread)[0][0]
         self.unread = self.unread[len(payload) + 5 :]
-        self.unsent += self.model.answer(kind, payload)
+        self.unflushed += self.model.answer(kind, payload)
+        if kind in "SHQ" or self.model.skipping or self.rng.randrange(4) == 0:
+            self.unsent += self.unflushed
+            self.unflushed = b""
 
 
 @dataclass
@@ -89,7 +94,7 @@ class Playhouse:
         self.backs: list[Back] = []
         for _ in range(self.house.size):
             session = self.house.server()
-            self.backs.append(Back(session, wire(session), SessionModel(refused=self.refused)))
+            self.backs.append(Back(session, wire(session), SessionModel(refused=self.refused), self.rng))
         self.fronts = [Front(session, wire(session)) for session in (self.house.client() for _ in range(clients))]
 
     def step(self) -> bool:

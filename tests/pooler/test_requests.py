@@ -262,6 +262,45 @@ def test_what_is_sent_ahead_waits_where_it_depends_on_a_statement_that_may_fail(
     assert sent(wire(client)) == ERROR + READY + PARSED + READY
 
 
+def test_another_name_for_a_statement_that_may_fail_is_parsed_for_itself() -> None:
+    _, [server], [client] = party()
+    requests = parse("select 1", "a") + sync() + parse("select 1", "b") + sync()
+    wire(client).receive(requests)
+    expected = parse("select 1", "pgfunnel_1") + sync()
+    expected += close_statement("pgfunnel_1") + parse("select 1", "pgfunnel_2") + sync()
+    assert sent(wire(server)) == expected
+    wire(server).receive(ERROR + READY + CLOSED + PARSED + READY)
+    assert sent(wire(client)) == ERROR + READY + PARSED + READY
+    assert client.statements is not None
+    assert [*client.statements] == [b"b"]
+
+
+@pytest.mark.parametrize("sql", ["deallocate a", "deallocate all"])
+def test_a_deallocate_that_is_sent_ahead_waits_too(sql: str) -> None:
+    _, [server], [client] = party()
+    wire(client).receive(parse("select 1", "a") + sync() + query(sql))
+    assert sent(wire(server)) == parse("select 1", "pgfunnel_1") + sync()
+    wire(server).receive(ERROR + READY)
+    assert sent(wire(server)) == query(sql)
+
+
+def test_what_waits_goes_on_although_other_answers_are_still_to_come() -> None:
+    _, [server], [client] = party()
+    wire(client).receive(parse("select 1", "a") + sync() + parse("select 2", "b") + parse("select 3", "a") + sync())
+    assert sent(wire(server)) == parse("select 1", "pgfunnel_1") + sync() + parse("select 2", "pgfunnel_2")
+    wire(server).receive(ERROR + READY)  # and no more: Postgres has not been asked for that
+    assert sent(wire(server)) == parse("select 3", "pgfunnel_3") + sync()
+
+
+def test_a_close_that_was_skipped_has_closed_nothing() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    prepare(client, server, "")
+    failing = bind(statement="x") + close_statement("a") + close_statement() + sync()
+    exchange(client, server, failing, error("26000", "x") + READY)
+    assert exchange(client, server, RUN + named("a"), b"")[0] == parse("select 1") + RUN + named("pgfunnel_1")
+
+
 def test_a_client_that_vanishes_leaves_neither_names_nor_edits_behind() -> None:
     house, [server], [client, other] = party(clients=2)
     wire(client).receive(parse("select 1", "a") + bind(statement="x") + parse("select 2", "b") + sync())
@@ -270,7 +309,7 @@ def test_a_client_that_vanishes_leaves_neither_names_nor_edits_behind() -> None:
     wire(server).receive(PARSED + ERROR + READY)
     assert house.census()["idle"] == 1
     assert server.exchange.edited == 0
-    assert not server.state.unconfirmed
+    assert not server.state.unsettled
     assert len(server.state.statements) == 1
     assert all(not statement.users for statement in house.library._known.values())
     sent(wire(server))
@@ -338,6 +377,15 @@ def test_deallocate_that_is_never_executed_deallocates_nothing() -> None:
     assert client.statements is not None
     assert b"a" in client.statements
     assert client.statements[b"a"].users == 1
+
+
+def test_an_empty_statement_ahead_of_a_deallocate_is_still_empty() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    requests = parse("") + bind() + execute() + parse("deallocate a") + bind() + execute() + sync()
+    empty = PARSED + BOUND + message("I")
+    _, told = exchange(client, server, requests, empty + PARSED + PARSED + BOUND + message("I") + READY)
+    assert told == empty + PARSED + BOUND + DEALLOCATED + READY
 
 
 def test_deallocate_of_what_sql_has_prepared_goes_to_postgres() -> None:

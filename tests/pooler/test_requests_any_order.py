@@ -5,6 +5,7 @@ import random
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
+from pooler.hold import STALLED
 from protocol.messages import SYNC
 from protocol.statements import OVERHEAD, UNSURE
 from tests.pooler.house import query
@@ -101,6 +102,9 @@ def check_server(back: Back) -> None:
     assert not exchange.edited
     assert not exchange.edits
     assert not exchange.held
+    assert not back.session.state.unsettled
+    assert back.session.client is not None or not back.session.hold
+    assert not back.session.hold & STALLED
     known = back.session.state.statements
     for statement, copy in known._copies.items():
         assert back.model.statements.get(copy.name) == statement.text, "prepared, or so it is believed"
