@@ -292,7 +292,7 @@ class _Care:
         self._settled(name)
         if self._client.statements is not None and name not in self._client.statements:
             self._client.statements[name] = statement
-            statement.users += 1
+            self._library.keep(statement)
 
     def _keep_unnamed(self, statement: Statement | None) -> None:
         """It was not closed after all."""

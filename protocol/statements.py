@@ -21,7 +21,9 @@ PREFIX: Final = b"pgfunnel_"
 TEXT_LIMIT: Final = 1 << 20
 """Bytes. A longer text can't be prepared under a name, and an unnamed statement of that length stays where it is."""
 OVERHEAD: Final = 400
-"""Bytes that an entry takes beside its text, about."""
+"""Bytes that a statement takes beside its text, about."""
+NAME_OVERHEAD: Final = 200
+"""Bytes that a client's name for a statement takes, about."""
 
 _int32 = Struct("!I").pack
 
@@ -41,7 +43,12 @@ class Statement:
         self.dialect = dialect
         """Clients with different settings don't share what they prepare: it may mean something else."""
         self.users = 0
-        """How many clients have it under a name."""
+        """How many names clients have for it, and how many dialects it is spoken in."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about; one in another dialect shares its text."""
+        return OVERHEAD if self.dialect else OVERHEAD + len(self.body)
 
     @property
     def text(self) -> bytes:
@@ -64,7 +71,8 @@ class LibraryFullError(Exception):
 class Library:
     """The statements in use, each text once; `limit` is in bytes.
 
-    What no client has under a name is forgotten when the room is needed: it is only there to be recognised.
+    What no client has under a name is only there to be recognised: of that a quarter of the room is kept, the oldest
+    is forgotten first, and all of it when the room is needed.
     """
 
     def __init__(self, limit: int, ignored: State, *, watch_all: bool = False) -> None:
@@ -77,16 +85,17 @@ class Library:
         self._ignored = ignored
         self._known: dict[bytes, Statement] = {}
         self._dialects: dict[tuple[bytes, Dialect], Statement] = {}
+        self._unused: OrderedDict[Statement, None] = OrderedDict()
+        self._unused_bytes = 0
         self.plain: dict[bytes, Statement] = {}
         """Those, by body, that leave nothing behind in a session: all that the hot path needs to know."""
         self._verdicts: dict[bytes, Verdict] = {}
         self.bytes = 0
-        """What the texts take, in all."""
+        """What texts and names take, in all, about."""
         self.evicted = 0
         """How many have been forgotten."""
         self.parses = 0
         """How often one was prepared on a server."""
-        self._sweep_at = limit // 4
         self.schema_epoch = 0
         """How often a statement has passed that may have changed what others return."""
         self.plan_epoch = 0
@@ -101,37 +110,78 @@ class Library:
         """Return the statement with this body."""
         statement = self._known.get(body)
         if statement is None:
-            self._make_room(len(body) + OVERHEAD)
             verdict = classify(body[: body.index(0)])
             statement = Statement(body, verdict, plain=self.is_plain(verdict) and not self._watch_all)
-            if self.bytes < self.limit:
+            if self._make_room(statement.size):
                 self._known[body] = statement
-                self.bytes += len(body) + OVERHEAD
+                self.bytes += statement.size
+                self._put_aside(statement)
                 if statement.plain:
                     self.plain[body] = statement
         return statement
 
     def find_named(self, body: bytes, dialect: Dialect) -> Statement:
-        """Return the statement for clients with these settings, to be kept: see release().
+        """Return the statement for clients with these settings, to be kept for one of them: see release().
 
         Raises LibraryFullError.
         """
         statement = self.find(body)
         if self._known.get(body) is not statement:
             raise LibraryFullError
+        self.keep(statement)
         if dialect:
-            base = statement
-            found = self._dialects.get((body, dialect))
-            statement = found or Statement(base.body, base.verdict, dialect, plain=base.plain)
-            if found is None:
-                self._dialects[base.body, dialect] = statement
-                self.bytes += OVERHEAD
-        statement.users += 1
+            base, statement = statement, self._in_dialect(statement, dialect)
+            self.keep(statement)
+            self.release(base)
+        if not self._make_room(0):
+            self.release(statement)
+            self._make_room(0)
+            raise LibraryFullError
         return statement
+
+    def _in_dialect(self, base: Statement, dialect: Dialect) -> Statement:
+        statement = self._dialects.get((base.body, dialect))
+        if statement is None:
+            statement = Statement(base.body, base.verdict, dialect, plain=base.plain)
+            self._dialects[base.body, dialect] = statement
+            self.bytes += statement.size
+            self._put_aside(statement)
+            self.keep(base)  # for as long as it is spoken
+        return statement
+
+    def keep(self, statement: Statement) -> None:
+        """A client has `statement` under a name."""
+        if not statement.users:
+            del self._unused[statement]
+            self._unused_bytes -= statement.size
+        statement.users += 1
+        self.bytes += NAME_OVERHEAD
 
     def release(self, statement: Statement) -> None:
         """A client does not have `statement` under a name any more."""
         statement.users -= 1
+        self.bytes -= NAME_OVERHEAD
+        if not statement.users:
+            self._put_aside(statement)
+
+    def _put_aside(self, statement: Statement) -> None:
+        self._unused[statement] = None
+        self._unused_bytes += statement.size
+
+    def _make_room(self, size: int) -> bool:
+        """Forget what nobody uses, until there is room for `size` bytes; False if there is none."""
+        while self._unused and (self.bytes + size > self.limit or self._unused_bytes + size > self.limit // 4):
+            statement, _ = self._unused.popitem(last=False)
+            self._unused_bytes -= statement.size
+            self.bytes -= statement.size
+            self.evicted += 1
+            if statement.dialect:
+                del self._dialects[statement.body, statement.dialect]
+                self.release(self._known[statement.body])
+            else:
+                del self._known[statement.body]
+                self.plain.pop(statement.body, None)
+        return self.bytes + size <= self.limit
 
     def plans_are_stale(self) -> None:
         """A server has found a statement to return something else: each server parses each of them anew."""
@@ -155,22 +205,6 @@ class Library:
                     self._verdicts.clear()
                 self._verdicts[text] = verdict
         return verdict
-
-    def _make_room(self, size: int) -> None:
-        if self.bytes + size <= min(self._sweep_at, self.limit):
-            return
-        dialects = [key for key, statement in self._dialects.items() if not statement.users]
-        for key in dialects:
-            del self._dialects[key]
-        kept = {body for body, _ in self._dialects}
-        gone = [body for body, each in self._known.items() if not each.users and body not in kept]
-        for body in gone:
-            del self._known[body]
-            self.plain.pop(body, None)
-        self.evicted += len(gone)
-        self.bytes -= sum(len(body) + OVERHEAD for body in gone) + len(dialects) * OVERHEAD
-        # Next time when there is as much to find again: most of the time nobody looks.
-        self._sweep_at = max(self.limit // 4, 2 * self.bytes)
 
 
 @final

@@ -341,6 +341,15 @@ def test_a_statement_too_long_to_keep_cant_have_a_name() -> None:
     assert house.endings[client].reason is Reason.CLIENT_VIOLATION
 
 
+def test_a_library_without_room_refuses_the_next_name() -> None:
+    _, [server], [client] = party(statement_memory=1000)
+    prepare(client, server, "a", "select 1")
+    asked, told = exchange(client, server, parse("select " + "2" * 300, "b") + sync(), ERROR + READY)
+    assert b"refused" in asked
+    assert b"C53400" in told
+    assert b"max_statement_memory" in told
+
+
 def test_without_max_prepared_statements_names_pass_as_they_are() -> None:
     _, [server], [client] = party(max_prepared=0)
     requests = parse("select 1", "a") + named("a")

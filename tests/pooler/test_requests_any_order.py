@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from pooler.hold import STALLED
 from protocol.messages import SYNC
-from protocol.statements import OVERHEAD, UNSURE
+from protocol.statements import UNSURE
 from tests.pooler.house import query
 from tests.pooler.playhouse import Back, Front, Playhouse, messages_in
 from tests.protocol.model import message
+from tests.protocol.test_statements import check_books
 
 MAX_PREPARED = 2
 NAMES = (b"", b"a", b"b", b"c")
@@ -134,14 +135,9 @@ def test_each_client_is_told_what_a_direct_connection_would_tell_it(script: list
 
 def check_library(play: Playhouse) -> None:
     library = play.house.library
-    users: dict[int, int] = {}
-    for front in play.fronts:
-        for statement in (front.session.statements or {}).values():
-            users[id(statement)] = users.get(id(statement), 0) + 1
-    known = [*library._known.values(), *library._dialects.values()]
-    assert {id(each): each.users for each in known if each.users} == users
-    size = sum(len(each.body) + OVERHEAD for each in library._known.values()) + OVERHEAD * len(library._dialects)
-    assert library.bytes == size <= library.limit
+    named = [statement for front in play.fronts for statement in (front.session.statements or {}).values()]
+    check_books(library, named)
+    assert library.bytes <= library.limit
 
 
 @given(
