@@ -5,10 +5,11 @@ the client why it ends. Knows its pool and its server; nothing of how they are o
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from pooler.hold import ASKING, BLOCKED, PARTING, STALLED
+from pooler.hold import ASKING, BLOCKED, DRESSING, PARTING, STALLED
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
 from protocol.errors import ClientViolation
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 PENDING_LIMIT: Final = 64 * 1024
 """Bytes. A client that waits is not read from any more once it has sent this much."""
 
+
+_LEADS_OUT: Final = re.compile(rb"rollback|commit|abort|\bend\b", re.IGNORECASE).search
+"""Finds what may end a failed transaction."""
 
 Clients = dict[bytes, "ClientSession"]
 """The clients that are logged in, by their cancel keys."""
@@ -121,12 +125,13 @@ class ClientSession(asyncio.Protocol):
                 self._wait(data)
                 return
             if server.profile is not self.profile:
-                server = self._dress(server)
+                self._link_other(server, data)
+                return
             server.since = 0.0
             server.client = self
             self.server = server
             self.idle_since = 0.0
-        elif server.hold & BLOCKED and (server.hold & ASKING or server.exchange.quiet):
+        elif server.hold & BLOCKED and (server.hold & (ASKING | DRESSING) or server.exchange.quiet):
             if data == TERMINATE:
                 self._quit()
             else:
@@ -164,13 +169,28 @@ class ClientSession(asyncio.Protocol):
 
     # --- rarer than a query
 
-    def _dress(self, server: "ServerSession") -> "ServerSession":
-        """Return a server that has this client's settings: an idle one, else `server` is given them."""
+    def _link_other(self, server: "ServerSession", data: bytes) -> None:
+        """Send `data` to an idle server that has this client's settings; else give them to `server` ahead of it."""
         profile = self.profile
         server = self.pool.swap(server, lambda other: other.profile is profile)
-        if server.profile is not profile:
-            server.dress(profile)
-        return server
+        server.since = 0.0
+        server.client = self
+        self.server = server
+        self.idle_since = 0.0
+        self._send_dressed(server, data)
+
+    def _send_dressed(self, server: "ServerSession", data: bytes) -> None:
+        """Send `data` to the linked server behind this client's settings.
+
+        If these can't be applied, the server is left in a failed transaction, where nothing else is carried out. What
+        may lead out of that has to wait until they are.
+        """
+        if server.profile is not self.profile:
+            server.dress(self.profile)
+            if _LEADS_OUT(data):
+                self._keep(data)
+                return
+        self._forward(server, data)
 
     def serve(self, server: "ServerSession") -> None:
         """See pool.Waiter.serve."""
@@ -182,13 +202,11 @@ class ClientSession(asyncio.Protocol):
         server.since = 0.0
         server.client = self
         self.server = server
-        if server.profile is not self.profile:
-            server.dress(self.profile)
         data = self.pending
         self.pending = b""
         if len(data) > PENDING_LIMIT:
             self.transport.resume_reading()
-        self._forward(server, data)
+        self._send_dressed(server, data)
 
     def _wait(self, data: bytes) -> None:
         """There is no free server: join the queue, unless this is half a request, that would be in the way there."""

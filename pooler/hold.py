@@ -19,5 +19,7 @@ RESHAPED: Final = 8192  # a statement has run that may have changed what others 
 
 STALLED: Final = 16384  # its client's next request needs to know how an earlier one ends
 
-BLOCKED: Final = CANCELLING | ASKING
+DRESSING: Final = 32768  # it is being given its client's settings
+
+BLOCKED: Final = CANCELLING | ASKING | DRESSING
 """While one of these is set, a client that is linked may have to wait."""

@@ -157,7 +157,7 @@ class Ledger:
     def remaining(self, client_id: int, states: State) -> None:
         """Book that of the classes which pin a client only these are left."""
         pin = self._pins.get(client_id)
-        if pin is not None and states & pin.states:
+        if pin is not None:
             self._pins[client_id] = replace(pin, states=states & pin.states)
 
     def unpinned(self, client_id: int, why: str) -> None:

@@ -16,6 +16,7 @@ from pooler.hold import (
     CANCELLING,
     CHECK,
     CHOKED,
+    DRESSING,
     NEWS,
     PARTING,
     PINNED,
@@ -51,6 +52,8 @@ class Borrower(Protocol):
     """Its settings at login."""
     profile: Profile | None
     """Its settings now."""
+    pending: bytes
+    """Requests that have not been sent on."""
 
     def end(self, ending: Ending) -> None:
         """Tell the client why, and close its connection."""
@@ -204,6 +207,12 @@ class ServerSession(asyncio.Protocol):
         stalled = bool(self.hold & STALLED)
         self.hold &= ~STALLED
         client.transport.write(data)
+        if self.hold & DRESSING and not exchange.hidden:
+            self.hold &= ~DRESSING
+            if free and client.pending:  # what its client has sent has waited for that
+                client.proceed()
+                return
+            stalled = True
         if free and self.hold:
             self._free_on_hold(client)
         elif free:
@@ -360,13 +369,14 @@ class ServerSession(asyncio.Protocol):
         """Give the session the settings of the client that is being linked, ahead of what that sends."""
         self.exchange.owe_hidden_query()
         self.transport.write(change(self.profile, profile))
+        self.hold |= DRESSING
         self._undressed = self.profile
         self.profile = profile
 
     def _not_dressed(self, client: Borrower | None) -> None:
         """Its client's settings could not be applied; what that has sent behind them was not carried out."""
         self.profile = self._undressed
-        self.hold |= ASK
+        self.hold = (self.hold | ASK) & ~DRESSING
         if client is not None:
             error = read_error(self.exchange.hidden_error or b"")
             client.end(

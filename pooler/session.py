@@ -58,7 +58,7 @@ class SessionState:
         self.unsettled: dict[bytes, tuple[list[Edit], int]] = {}
         """Names that its client has prepared or closed, with the edits of the run: it may still fail."""
         self.loaded = False
-        """A library may have been loaded, which nothing undoes."""
+        """A library may have been loaded, or what else nothing is known to undo."""
         self.nameless = False
         """Custom settings have been set whose names are not known: only DISCARD ALL gets rid of them."""
         self._suspicion: Suspicion | None = None
@@ -86,7 +86,7 @@ class SessionState:
         else:
             self._suspicion.alone = None
         self._suspicion.add(verdict)
-        self.loaded |= bool(verdict.leaves & State.LIBRARY & self.sharing.pinning)
+        self.loaded |= bool(verdict.leaves & (State.LIBRARY | State.UNKNOWN) & self.sharing.pinning)
 
     def circumstances(self, now: Moment, session: Profile | None, startup: Profile | None) -> Circumstances | None:
         """Return what the answer to the question depends on, if it depends on the one text that has run."""

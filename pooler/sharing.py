@@ -16,6 +16,8 @@ from protocol.question import Findings, can_be_asked_for
 from protocol.sql import State, Verdict
 from protocol.statements import Library
 
+_UNTOLD: Final = State.LIBRARY | State.SEQUENCE | State.UNKNOWN
+"""What Postgres can't tell of: where it pins, it pins until its client leaves."""
 MOST_CUSTOM: Final = 200
 """How many names of custom settings are asked for; Postgres does not list them."""
 MOST_FITTED: Final = 1000
@@ -115,8 +117,8 @@ class Sharing:
         self.audit = audit
         self.pinned = 0
         """How many clients are pinned now."""
-        self.pinning = policy.pinned
-        """The classes that pin."""
+        self.pinning = policy.pinned | policy.rejected
+        """The classes that pin. What is rejected and has come about all the same, in a function, is among them."""
         self.fitted: dict[tuple[tuple[str, str], ...], Fitted] = {}
         self.answers = Answers()
         self._custom: set[str] = set()
@@ -191,9 +193,7 @@ class Sharing:
         hidden = (findings.states & ~held | changed) & ~expected
         pins = findings.states & self.pinning
         pins |= self._pinned_settings(after, startup)
-        if suspicion is not None and State.LIBRARY in suspicion.leaves:
-            pins |= State.LIBRARY & self.pinning
-        pins |= held & State.LIBRARY
+        pins |= (expected | held) & _UNTOLD & self.pinning
         if nameless:
             pins |= State.SETTING & ~self.policy.ignored
         profile = after if self._tracks(changed) else before

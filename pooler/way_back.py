@@ -20,6 +20,7 @@ from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE, QUERY
 from protocol.messages import SYNC, ErrorFields, all_of_kind, first_message, message, query, read_error
 from protocol.parameters import IDENTITY, fit
 from protocol.question import Findings, read_answer
+from protocol.sql import State
 from protocol.statements import UNSURE
 
 if TYPE_CHECKING:
@@ -276,16 +277,19 @@ class WayBack:
         server.hold = (server.hold | PINNED) & ~ASKING
         if server.hold & CHOKED:
             server.transport.pause_reading()
+        if server.profile is not client.profile:
+            server.dress(client.profile)  # what it has reset is what it logged in with
         client.proceed()
 
     def _clean(self, findings: Findings) -> None:
         """Its client has gone: discard what only that client could use."""
         server = self._server
+        pins = server.state.pins
         server.state.left()
         server.hold &= ~PINNED
         if server.state.loaded:
             server.end(Reason.LIBRARY_LOADED)
-        elif not findings.states and not server.state.nameless:
+        elif not (findings.states or server.state.nameless or State.SEQUENCE in pins):
             self._go_home()
         elif self.step is Step.PROOF:
             server.end(Reason.SERVER_UNCLEAN)

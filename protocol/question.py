@@ -39,7 +39,7 @@ _HEX: Final = (
 )
 _SELECT: Final = r"""
 SELECT 'setting' AS k, name AS n, setting AS v FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'
- AND name OPERATOR(pg_catalog.!~) '^transaction_(isolation|read_only|deferrable)$'
+ AND name OPERATOR(pg_catalog.<>) ALL ('{transaction_isolation,transaction_read_only,transaction_deferrable}')
 UNION ALL SELECT 'setting', n, pg_catalog.current_setting(n, true) FROM pg_catalog.unnest($1::pg_catalog.text[]) AS n
  WHERE pg_catalog.current_setting(n, true) IS NOT NULL
 UNION ALL SELECT 'setting', 'role', pg_catalog.current_setting('role')
