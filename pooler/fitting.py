@@ -43,7 +43,7 @@ class Fittings:
         key = (pool, parameters)
         fitting = self._under_way.get(key)
         if fitting is None:
-            fitting = self._under_way[key] = _Fitting(self, pool, parameters)
+            fitting = self._under_way[key] = _Fitting(self, pool, parameters, self._now())
             fitting.guests[guest] = None
             server = pool.borrow()
             if server is None:
@@ -81,12 +81,12 @@ class Fittings:
 class _Fitting:
     """One set of parameters that waits for a server, or is being tried on it, and all who have come with it."""
 
-    def __init__(self, fittings: Fittings, pool: Pool[ServerSession], parameters: Parameters) -> None:
+    def __init__(self, fittings: Fittings, pool: Pool[ServerSession], parameters: Parameters, now: float) -> None:
         self._fittings = fittings
         self.pool = pool
         self.parameters = parameters
         self.guests: dict[Guest, None] = {}
-        self.waiting_since = 0.0
+        self.waiting_since = now
         self.server = False
         """It has one."""
 
