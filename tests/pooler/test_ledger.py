@@ -111,6 +111,14 @@ def test_what_is_undone_leaves_a_pin_that_holds_the_rest(desk: Desk) -> None:
     assert pin.states == State.TEMPORARY
 
 
+def test_a_pin_of_one_class_becomes_one_of_another(desk: Desk) -> None:
+    desk.ledger.pinned(7, *APP, State.LISTEN, b"listen jobs")
+    desk.ledger.remaining(7, State.TEMPORARY)
+    desk.ledger.pinned(7, *APP, State.TEMPORARY, b"unlisten jobs; create temp table t ()")
+    (pin,) = desk.ledger.pins
+    assert pin.states == State.TEMPORARY
+
+
 def test_pins_are_listed_oldest_first(desk: Desk) -> None:
     for client in (3, 1, 2):
         desk.ledger.pinned(client, *APP, State.LISTEN, b"listen jobs")
