@@ -132,7 +132,7 @@ class ClientSession(asyncio.Protocol):
             self.server = server
             self.idle_since = 0.0
         elif server.hold & BLOCKED and (server.hold & (ASKING | DRESSING) or server.exchange.quiet):
-            if data == TERMINATE:
+            if data == TERMINATE and not server.hold & DRESSING:
                 self._quit()
             else:
                 self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on

@@ -209,7 +209,7 @@ class ServerSession(asyncio.Protocol):
         client.transport.write(data)
         if self.hold & DRESSING and not exchange.hidden:
             self.hold &= ~DRESSING
-            if free and client.pending:  # what its client has sent has waited for that
+            if free and client.pending and not self.hold & PARTING:  # what its client has sent has waited for that
                 client.proceed()
                 return
             stalled = True
@@ -291,7 +291,7 @@ class ServerSession(asyncio.Protocol):
         `politely` if the client said good-bye, so that what it has sent may still be worth finishing.
         """
         self.client = None
-        self.hold &= ~PARTING
+        self.hold &= ~(PARTING | DRESSING | STALLED)
         if self.hold & CHOKED:
             self.unchoke()
         if self.asker is not None:

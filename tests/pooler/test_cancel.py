@@ -11,7 +11,8 @@ from pooler.client import ClientSession
 from pooler.reasons import Reason
 from pooler.server import ServerSession
 from protocol.messages import cancel_request
-from tests.pooler.house import DONE, House, query, sent, wire
+from tests.pooler.house import DONE, READY, House, query, sent, wire
+from tests.protocol.model import message
 from tests.support.transport import MockTransport
 
 Office = tuple[House, Canceller, list[MockTransport], list[str]]
@@ -178,3 +179,19 @@ async def test_who_cancels_again_and_again_is_one_cancel(office: Office) -> None
         canceller.cancel_client(client.key, lambda: None)
     await turns(lambda: opened and opened[0].sent)
     assert len(opened) == 1
+
+
+async def test_what_gives_a_server_its_clients_settings_is_not_cancelled(office: Office) -> None:
+    house, canceller, opened, _ = office
+    server, client = house.server(), house.client()
+    client.profile = house.sharing.profiles.of({"app.x": b"one"})
+    wire(client).receive(query("select 1"))
+    done: list[bool] = []
+    canceller.cancel_client(client.key, lambda: done.append(True))
+    assert done
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not opened
+    wire(server).receive(message("C", b"COMMIT\0") + READY)
+    canceller.cancel_client(client.key, lambda: None)
+    await turns(lambda: opened and opened[0].sent)

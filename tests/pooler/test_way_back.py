@@ -242,6 +242,61 @@ def test_a_server_that_was_not_dressed_is_not_taken_for_dressed_when_its_client_
     assert sent(wire(other)) == DONE, "the error was the other's"
 
 
+DRESSED = message("C", b"COMMIT\0") + READY
+
+
+def test_a_client_that_vanishes_while_its_settings_are_put_on_stops_nobody() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(client).lose()
+    wire(server).receive(DRESSED + DONE)
+    house.settle_cancels()
+    wire(other).receive(query("begin"))
+    assert texts(sent(wire(server)))[-1] == "begin"
+    wire(server).receive(DRESSED + message("C", b"BEGIN\0") + IN_TRANSACTION)
+    wire(other).receive(query("select 3"))
+    assert texts(sent(wire(server))) == ["select 3"]
+
+
+def test_a_good_bye_while_settings_are_put_on_waits_for_the_answers() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(client).receive(TERMINATE)
+    assert client not in house.endings
+    wire(server).receive(DRESSED + DONE)
+    assert sent(wire(client)) == DONE
+    assert house.endings[client].reason is Reason.CLIENT_QUIT
+
+
+def test_a_good_bye_that_follows_nothing_but_settings_is_said_at_once() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(server).receive(DRESSED + DONE)
+    wire(other).receive(query("select 4"))
+    wire(server).receive(DRESSED + DONE)
+    wire(client).receive(flush() + TERMINATE)
+    assert client not in house.endings
+    wire(server).receive(DRESSED)
+    assert house.endings[client].reason is Reason.CLIENT_QUIT
+
+
+def test_what_could_end_a_failed_transaction_waits_for_the_settings() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(server).receive(DRESSED + DONE)
+    wire(other).receive(query("select 4"))
+    wire(server).receive(DRESSED + DONE)
+    sent(wire(server))
+    wire(client).receive(query("rollback; delete from t"))
+    assert len(texts(sent(wire(server)))) == 1
+    wire(client).receive(query("select 5"))
+    assert sent(wire(server)) == b""
+    wire(server).receive(DRESSED)
+    assert texts(sent(wire(server))) == ["rollback; delete from t", "select 5"]
+    wire(server).receive(DONE + DONE)
+    assert house.census() == FREE
+
+
 # --- whoever is gone meanwhile
 
 
