@@ -226,6 +226,8 @@ class WayBack:
         state, pool = server.state, server.pool
         profiles = (server.profile, server.asker.profile if server.asker is not None else None)
         full = step is Step.ASK_FULLY
+        if full:
+            self._pass_notifications()
         self._send(step, state.full_question(*profiles) if full else state.question(*profiles))
         state.sharing.ledger.asked(pool.user, pool.database)
 
@@ -235,7 +237,6 @@ class WayBack:
         client = server.asker
         try:
             findings = read_answer(self._answer, server.pool.user)
-            notifications = all_of_kind(self._answer, NOTIFICATION_RESPONSE)
         except ProtocolViolation:
             server.end(Reason.SERVER_VIOLATION)
             return
@@ -248,8 +249,7 @@ class WayBack:
         if client is None:
             self._clean(findings)
             return
-        if notifications:
-            client.transport.write(notifications)
+        self._pass_notifications()
         judgement, ending = server.state.judge(
             findings, client.id, client.startup, client.profile, (server.pool.user, server.pool.database)
         )
@@ -266,6 +266,12 @@ class WayBack:
                 server.state.sharing.answers.keep(circumstances, Answer(client.profile, server.profile))
             server.hold &= ~PINNED
             self._go_home()
+
+    def _pass_notifications(self) -> None:
+        """What has come for the asker amid the answer is not to be lost."""
+        client = self._server.asker
+        if client is not None and (notifications := all_of_kind(self._answer, NOTIFICATION_RESPONSE)):
+            client.transport.write(notifications)
 
     def _link_again(self, client: "Borrower") -> None:
         """Its client keeps it."""

@@ -560,6 +560,18 @@ def test_a_notification_that_comes_with_the_answer_is_told(cut: int) -> None:
     assert client.server is server
 
 
+@pytest.mark.parametrize("first", [message("2") + NOTIFICATION + ERROR + READY, NOTIFICATION + answer(role="bob")])
+def test_a_notification_that_comes_before_all_is_asked_for_is_told(first: bytes) -> None:
+    _, server, [client] = house_of()
+    pin(client, server)
+    run(client, server, "listen more", message("C", b"LISTEN\0") + READY)
+    wire(server).receive(first)
+    assert sent(wire(client)) == NOTIFICATION
+    wire(server).receive(full_answer("listen") + NOTIFICATION)
+    assert sent(wire(client)) == NOTIFICATION
+    assert client.server is server
+
+
 def test_a_pinned_client_that_vanishes_has_its_server_cleaned_and_proven_clean() -> None:
     house, server, [client] = house_of()
     pin(client, server)
