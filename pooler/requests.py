@@ -41,6 +41,8 @@ _int32 = Struct("!I")
 _PARSE_COMPLETE: Final = message(b"1", b"")
 _DEALLOCATED: Final = message(b"C", b"DEALLOCATE\0")
 _NOTHING: Final = query("")
+_ALL: Final = b"\0"
+"""Stands for all names of a client's, and is none."""
 _NO_TEXT: Final = b"\0\0\0"
 _REFUSED: Final = "pgfunnel has refused a statement"
 """Sent in place of what is refused: no SQL, so that Postgres does all that an error brings with it."""
@@ -194,7 +196,7 @@ class _Care:
     def _replaced(self, verdict: Verdict, text: bytes, done: list[bytes]) -> bool:
         """Send a Query that is not plain, or something in its place; False if it is to go out as all do."""
         if self._watch.deallocates(verdict):
-            self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED, *self._give_up(verdict.deallocates))
+            self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED, *self._give_up(verdict.deallocates, object()))
             done.append(_NOTHING)
             return True
         refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
@@ -204,7 +206,7 @@ class _Care:
             return True
         self._watch.note(verdict, text)
         if verdict.drops_statements:
-            self._exchange.owe_edited_query(Op.DROP, b"", *self._watch.drop_statements())
+            self._exchange.owe_edited_query(Op.DROP, b"", *self._give_up_all(object()))
             done.append(message(b"Q", text + b"\0"))
         return verdict.drops_statements
 
@@ -275,7 +277,7 @@ class _Care:
             return
         client.statements[name] = statement
         undo: Callable[[], None] = partial(self._unprepare, name, settled=True)
-        settled = self._await(name)
+        settled = self._await(name, exchange.edits)
         if known.has_current(statement, exchange.edits) and not self._watch.failed:
             exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo, settled)
         else:
@@ -284,10 +286,10 @@ class _Care:
             exchange.edit(Op.WATCH, b"", undo, partial(_both, settled, copy.confirm))
             self._book(statement.parse(copy.name), done)
 
-    def _await(self, name: bytes) -> Callable[[], None]:
+    def _await(self, name: bytes, run: object) -> Callable[[], None]:
         """Have later runs wait until it is seen what becomes of `name` in this one; return what ends that."""
         _, count = self._state.unsettled.get(name, (None, 0))
-        self._state.unsettled[name] = (self._exchange.edits, count + 1)
+        self._state.unsettled[name] = (run, count + 1)
         return partial(self._settled, name)
 
     def _settled(self, name: bytes) -> None:
@@ -297,11 +299,12 @@ class _Care:
 
     def _stalls(self, name: bytes) -> bool:
         """Tell whether it has yet to be seen what becomes of `name` in an earlier run; proceed() goes on then."""
-        run, count = self._state.unsettled.get(name, (None, 0))
-        if not count or run is self._exchange.edits:
-            return False
-        self._server.hold |= STALLED
-        return True
+        unsettled = self._state.unsettled
+        for key in (name, _ALL):
+            if name and key in unsettled and unsettled[key][0] is not self._exchange.edits:
+                self._server.hold |= STALLED
+                return True
+        return False
 
     def _stalls_on(self, verdict: Verdict) -> bool:
         """Tell the same for a text that deallocates."""
@@ -316,12 +319,18 @@ class _Care:
         if statement is not None:
             self._library.release(statement)
 
-    def _give_up(self, name: bytes) -> tuple[Callable[[], None], Callable[[], None]]:
+    def _give_up(self, name: bytes, run: object) -> tuple[Callable[[], None], Callable[[], None]]:
         """Take it that a statement of the client's is closed; return what undoes that, and what is done if it is."""
         statement = (self._client.statements or {})[name]
         self._unprepare(name)
-        settled = self._await(name)
+        settled = self._await(name, run)
         return partial(self._keep, name, statement), settled
+
+    def _give_up_all(self, run: object) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Take it that all of them are; return the same."""
+        undo, done = self._watch.drop_statements()
+        settled = self._await(_ALL, run)
+        return partial(_both, settled, undo), partial(_both, settled, done)
 
     def _keep(self, name: bytes, statement: Statement) -> None:
         """It was not closed after all."""
@@ -382,7 +391,7 @@ class _Care:
         self._watch.follow(statement.text)
         self._watch.note_bound(statement, bind, names_end)
         if statement.verdict.drops_statements:
-            self._exchange.edit(Op.DROP, b"", *self._watch.drop_statements())
+            self._exchange.edit(Op.DROP, b"", *self._give_up_all(self._exchange.edits))
 
     def _bind_nothing(self, name: bytes, done: list[bytes]) -> bytes:
         """Return the name of a statement without a text, to be bound in place of one that deallocates `name`."""
@@ -390,7 +399,7 @@ class _Care:
         exchange.unnamed = UNSURE
         exchange.edit(Op.SWALLOW)
         self._book(UNSURE.parse(b""), done)
-        exchange.edit(Op.EMPTY, _DEALLOCATED, *self._give_up(name))
+        exchange.edit(Op.EMPTY, _DEALLOCATED, *self._give_up(name, exchange.edits))
         return b""
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:
@@ -412,7 +421,7 @@ class _Care:
             self._exchange.edit(Op.WATCH, b"", partial(self._keep_unnamed, client.unnamed))
             self._end_unnamed()
         elif client.statements and name in client.statements:
-            self._exchange.edit(Op.WATCH, b"", *self._give_up(name))
+            self._exchange.edit(Op.WATCH, b"", *self._give_up(name, self._exchange.edits))
         self._book(message(b"C", b"S" + self._foreign(name) + b"\0"), done)
         return len(request)
 

@@ -454,6 +454,7 @@ class ServerSession(asyncio.Protocol):
         if self not in self.pool.servers:
             return
         self._duties.ended(self, reason)
+        self.exchange.give_up()
         self._way.step = Step.HOME
         self.state.left()
         client = self.client or self.asker

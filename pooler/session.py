@@ -10,7 +10,6 @@ from pooler.advice import advise
 from pooler.answers import Circumstances
 from pooler.reasons import Ending, Reason
 from pooler.sharing import Judgement, Moment, Sharing, Suspicion
-from protocol.edits import Edit
 from protocol.messages import parameter_status, text_of
 from protocol.parameters import Profile
 from protocol.question import Findings, full_question, question
@@ -55,8 +54,8 @@ class SessionState:
         """The text that was sent last, where there are audits."""
         self.asks_by_name = False
         """The question has been prepared."""
-        self.unsettled: dict[bytes, tuple[list[Edit], int]] = {}
-        """Names that its client has prepared or closed, with the edits of the run: it may still fail."""
+        self.unsettled: dict[bytes, tuple[object, int]] = {}
+        """Names that its client has prepared or closed, with the run that may still fail, and how often there."""
         self.loaded = False
         """A library may have been loaded, or what else nothing is known to undo."""
         self.nameless = False

@@ -277,6 +277,14 @@ class Exchange:
             self.edited -= entry.hidden
         return entry
 
+    def give_up(self) -> None:
+        """The connection is lost: what was asked for and not answered counts as if it had not been carried out."""
+        self._drop_edits(self.edits)
+        while self.owed:
+            entry = self.owed.pop()
+            if isinstance(entry, Unit):
+                self._drop_edits(entry.edits)
+
     # --- the backend scanner's rare cases
 
     def on_error(self) -> None:

@@ -89,12 +89,11 @@ class Playhouse:
 
     def __init__(self, rng: random.Random, *, clients: int, **settings: object) -> None:
         self.rng = rng
-        self.refused: set[str] = set()
         self.house = House(watched=True, **settings)  # type: ignore[arg-type]
         self.backs: list[Back] = []
         for _ in range(self.house.size):
             session = self.house.server()
-            self.backs.append(Back(session, wire(session), SessionModel(refused=self.refused), self.rng))
+            self.backs.append(Back(session, wire(session), SessionModel(), self.rng))
         self.fronts = [Front(session, wire(session)) for session in (self.house.client() for _ in range(clients))]
 
     def step(self) -> bool:

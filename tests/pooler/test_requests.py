@@ -284,6 +284,26 @@ def test_a_deallocate_that_is_sent_ahead_waits_too(sql: str) -> None:
     assert sent(wire(server)) == query(sql)
 
 
+def test_what_is_named_behind_a_deallocate_all_waits_until_that_is_done() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    wire(client).receive(bind(statement="x") + parse("deallocate all") + bind() + execute() + sync())
+    sent(wire(server))
+    wire(client).receive(parse("select 2", "a") + sync())
+    assert sent(wire(server)) == b""
+    wire(server).receive(error("26000", "x") + READY)
+    assert sent(wire(server)) == parse("select 2", "pgfunnel_1") + sync(), "the name is taken, as Postgres will say"
+
+
+def test_a_server_that_is_lost_takes_the_names_of_a_failed_deallocate_all_with_it() -> None:
+    house, [server], [client] = party()
+    prepare(client, server, "a")
+    wire(client).receive(query("deallocate all"))
+    wire(server).lose()
+    assert client in house.endings
+    assert all(not statement.users for statement in house.library._known.values())
+
+
 def test_what_waits_goes_on_although_other_answers_are_still_to_come() -> None:
     _, [server], [client] = party()
     wire(client).receive(parse("select 1", "a") + sync() + parse("select 2", "b") + parse("select 3", "a") + sync())

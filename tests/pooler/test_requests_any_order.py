@@ -120,7 +120,7 @@ def check_server(back: Back) -> None:
 @given(turns, st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
 def test_each_client_is_told_what_a_direct_connection_would_tell_it(script: list[tuple[int, bytes]], seed: int) -> None:
-    play = Playhouse(random.Random(seed), clients=2, size=3, max_prepared=MAX_PREPARED)
+    play = Playhouse(random.Random(seed), clients=2, size=2, max_prepared=MAX_PREPARED)
     for turn, requests in script:
         front = play.fronts[turn]
         front.ask(requests)
@@ -146,7 +146,7 @@ def check_library(play: Playhouse) -> None:
 )
 @settings(max_examples=150, deadline=None)
 def test_nor_does_it_matter_how_much_it_sends_ahead(script: list[tuple[int, bytes, int]], seed: int) -> None:
-    play = Playhouse(random.Random(seed), clients=2, size=3, max_prepared=MAX_PREPARED)
+    play = Playhouse(random.Random(seed), clients=2, size=2, max_prepared=MAX_PREPARED)
     for turn, requests, count in script:
         front = play.fronts[turn]
         front.ask(query("") + requests if front.direct.unsure else requests)

@@ -45,10 +45,10 @@ class Portal:
 class SessionModel:
     """Takes requests one at a time and returns the reply's bytes."""
 
-    def __init__(self, startup: Mapping[str, str] | None = None, refused: set[str] | None = None) -> None:
-        """`startup` are the settings that it logged in with; values in `refused` can't be set at the time."""
+    def __init__(self, startup: Mapping[str, str] | None = None, stumbles: Callable[[], bool] = lambda: False) -> None:
+        """`startup` are the settings that it logged in with; what the pooler asks of it fails when it `stumbles`."""
         self.defaults = dict(startup or {})
-        self.refused = refused if refused is not None else set()
+        self._stumbles = stumbles
         self.held = Held(dict(self.defaults))
         self.before: Held | None = None
         """As it was before the transaction; None = there is none."""
@@ -58,7 +58,7 @@ class SessionModel:
         self.loaded = False
         self.statements: dict[bytes, bytes] = {}
         self.portals: dict[bytes, Portal] = {}
-        self.reported = self._reported()
+        self.reported = self.told_at_login = self._reported()
         self.unsure = False
         """The last Parse of the unnamed statement has failed or was skipped: whoever sent it can't count on any."""
 
@@ -89,7 +89,7 @@ class SessionModel:
             return self._ready()
         if kind == "Q" or (kind == "P" and payload[:1] == b"\0"):
             self.unsure = self.skipping
-        if self.skipping or kind == "H":
+        if self.skipping or kind in "HdcfX":
             return b""
         try:
             return self._query(payload[:-1]) if kind == "Q" else self._extended(kind, payload)
@@ -129,6 +129,8 @@ class SessionModel:
         self.portals.pop(b"", None)
         self._begin()
         texts = [part.strip() for part in text.split(b";") if part.strip()]
+        if text.startswith((b"BEGIN;", b"ROLLBACK", b"DISCARD ALL")):
+            self._stumble(in_block=text.startswith(b"BEGIN;"))
         if text.startswith(b"BEGIN;") and _QUESTION in text:
             aside = _row("setting", "role", self.held.settings.get("role", "none"))
             names = re.findall(rb'"([^"]+)"', text[text.index(b"'{") :])
@@ -185,6 +187,7 @@ class SessionModel:
             return message("C", b"SELECT 0\0")
         portal.done = True
         if portal.text.startswith(_QUESTION):
+            self._stumble()
             return self._ask(each.encode() for each in portal.custom)
         return self._run(portal.text, alone=True) if portal.text else message("I")
 
@@ -202,7 +205,13 @@ class SessionModel:
         if self.failed and text not in _EXITS:
             raise _aborted()
 
-    # --- the pooler's question
+    # --- what the pooler asks
+
+    def _stumble(self, *, in_block: bool = False) -> None:
+        """Fail, now and then, in what is written as only the pooler writes."""
+        if self._stumbles():
+            self.block |= in_block
+            raise SqlError("57014", "canceling statement")
 
     def _ask(self, custom: Iterable[bytes], *, aside: bool = False) -> bytes:
         held = self.held
@@ -258,8 +267,6 @@ class SessionModel:
         self.block = self.failed = False
 
     def _set(self, name: str, value: str) -> str:
-        if value in self.refused:
-            raise SqlError("22023", f'invalid value for parameter "{name}"')
         settings = {**self.held.settings, name: value}
         if value == "none":
             del settings[name]
@@ -267,7 +274,7 @@ class SessionModel:
         return "SET"
 
     def _reset(self, name: str) -> str:
-        name = name.replace('"', "")
+        name = name.replace('"', "") if '"' in name else name.lower()
         settings = dict(self.held.settings)
         settings.pop(name, None)
         if name in self.defaults:

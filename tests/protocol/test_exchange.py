@@ -1,11 +1,13 @@
 """Whatever is sent and whatever comes back: a server counts as free exactly when it is."""
 
 import random
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.backend import scan_replies
+from protocol.edits import Op
 from protocol.exchange import Exchange
 from protocol.frontend import scan_requests
 from tests.protocol.model import ModelServer, message
@@ -56,3 +58,14 @@ def converse(seed: int, length: int) -> None:
 @settings(max_examples=1500, deadline=None)
 def test_a_server_counts_as_free_exactly_when_it_has_answered_everything(seed: int, length: int) -> None:
     converse(seed, length)
+
+
+def test_what_was_not_answered_when_the_connection_is_lost_has_not_happened() -> None:
+    exchange = Exchange()
+    undone: list[str] = []
+    for name in ("one", "two"):
+        exchange.edit(Op.WATCH, b"", partial(undone.append, name))
+        scan_requests(exchange, message("P", b"\0") + message("S") * (name == "one"), LIMIT)
+    exchange.give_up()
+    assert undone == ["two", "one"]
+    assert not exchange.owed
