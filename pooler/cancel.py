@@ -10,7 +10,6 @@ from typing import Final
 
 from pooler.client import Clients
 from pooler.connect import open_transport
-from pooler.hold import DRESSING
 from pooler.reasons import Reason
 from pooler.server import ServerSession
 from protocol.messages import cancel_request
@@ -93,7 +92,7 @@ class Canceller:
 
 def _runs_for_its_client(server: ServerSession) -> bool:
     # What gives the server its client's settings is not its client's to cancel: it comes too early, as it may.
-    return server.client is not None and not server.exchange.quiet and not server.hold & DRESSING
+    return server.client is not None and not server.exchange.quiet and not server.exchange.hidden
 
 
 class _Courier(asyncio.Protocol):

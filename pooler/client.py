@@ -188,6 +188,7 @@ class ClientSession(asyncio.Protocol):
         if server.profile is not self.profile:
             server.dress(self.profile)
             if _LEADS_OUT(data):
+                server.hold |= DRESSING
                 self._keep(data)
                 return
         self._forward(server, data)

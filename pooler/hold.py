@@ -19,7 +19,7 @@ RESHAPED: Final = 8192  # a statement has run that may have changed what others 
 
 STALLED: Final = 16384  # its client's next request needs to know how an earlier one ends
 
-DRESSING: Final = 32768  # it is being given its client's settings
+DRESSING: Final = 32768  # it is being given its client's settings, and its client's request waits for that
 
 BLOCKED: Final = CANCELLING | ASKING | DRESSING
 """While one of these is set, a client that is linked may have to wait."""

@@ -209,10 +209,9 @@ class ServerSession(asyncio.Protocol):
         client.transport.write(data)
         if self.hold & DRESSING and not exchange.hidden:
             self.hold &= ~DRESSING
-            if free and client.pending and not self.hold & PARTING:  # what its client has sent has waited for that
+            if not self.hold & PARTING:  # nothing has been sent behind the settings: it has waited for them
                 client.proceed()
                 return
-            stalled = True
         if free and self.hold:
             self._free_on_hold(client)
         elif free:
@@ -369,7 +368,6 @@ class ServerSession(asyncio.Protocol):
         """Give the session the settings of the client that is being linked, ahead of what that sends."""
         self.exchange.owe_hidden_query()
         self.transport.write(change(self.profile, profile))
-        self.hold |= DRESSING
         self._undressed = self.profile
         self.profile = profile
 
