@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from pooler.hold import ASKING, BLOCKED, DRESSING, PARTING, STALLED
+from pooler.hold import ASKING, BLOCKED, DRESSING, PARTING, RESETTING, STALLED, WAITING
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
 from protocol.errors import ClientViolation
@@ -131,8 +131,8 @@ class ClientSession(asyncio.Protocol):
             server.client = self
             self.server = server
             self.idle_since = 0.0
-        elif server.hold & BLOCKED and (server.hold & (ASKING | DRESSING) or server.exchange.quiet):
-            if data == TERMINATE and not server.hold & DRESSING:
+        elif server.hold & BLOCKED and (server.hold & WAITING or server.exchange.quiet):
+            if data == TERMINATE and (server.hold & ASKING or server.exchange.quiet):
                 self._quit()
             else:
                 self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
@@ -159,7 +159,7 @@ class ClientSession(asyncio.Protocol):
             if end:
                 server.transport.write(data[:end])
             self.pending = data[end:]
-            if server.hold & STALLED and len(self.pending) > PENDING_LIMIT:
+            if server.hold & (STALLED | RESETTING) and len(self.pending) > PENDING_LIMIT:
                 self.transport.pause_reading()
             if is_terminate(data, end):
                 self._leave(server)

@@ -16,10 +16,11 @@ PINNED: Final = 1024  # its client has left something that no other server has
 AUDIT: Final = 2048  # it is asked now and then, whatever its clients do
 NEWS: Final = 4096  # Postgres has told of a setting that it reports
 RESHAPED: Final = 8192  # a statement has run that may have changed what others return
-
 STALLED: Final = 16384  # its client's next request needs to know how an earlier one ends
-
 DRESSING: Final = 32768  # it is being given its client's settings, and its client's request waits for that
+RESETTING: Final = 65536  # what its client has logged in with is about to be reset, and has to be put on again
 
-BLOCKED: Final = CANCELLING | ASKING | DRESSING
-"""While one of these is set, a client that is linked may have to wait."""
+WAITING: Final = ASKING | DRESSING | RESETTING
+"""While one of these is set, a client that is linked has to wait."""
+BLOCKED: Final = CANCELLING | WAITING
+"""While one of these is set, it may have to."""

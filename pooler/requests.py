@@ -10,16 +10,16 @@ from functools import partial
 from struct import Struct
 from typing import Final
 
-from pooler.hold import STALLED
+from pooler.hold import RESETTING, STALLED
 from pooler.server import ServerSession
 from pooler.watch import UNREAD, Asker, Watch
-from protocol.edits import Op
+from protocol.edits import Edit, Op
 from protocol.errors import ClientViolation
 from protocol.exchange import NORMAL
 from protocol.frontend import HOLD_LIMIT, scan_requests
 from protocol.kinds import BIND, CLOSE, FUNCTION_CALL, PARSE, QUERY
 from protocol.messages import ErrorFields, error_response, message, query
-from protocol.sql import Verdict
+from protocol.sql import State, Verdict
 from protocol.statements import (
     NAME_SIZE,
     PLAIN,
@@ -46,6 +46,8 @@ _ALL: Final = b"\0"
 _NO_TEXT: Final = b"\0\0\0"
 _REFUSED: Final = "pgfunnel has refused a statement"
 """Sent in place of what is refused: no SQL, so that Postgres does all that an error brings with it."""
+_AT_LOGIN: Final = State.SETTING | State.IDENTITY
+"""What a client may have logged in with."""
 _SHOWN: Final = 1000
 """Bytes of a text too long to be read that are kept for the log."""
 _LARGE_OBJECTS: Final = frozenset(
@@ -63,25 +65,20 @@ def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_si
     library = server.state.sharing.library
     done = [data[:at]]
     rest = data[at:]
-    bind = _bind_as_usual(client, server, rest)
-    if bind is not None:
-        request, size = bind
-        done.append(request)
-        rest = rest[size:]
-        end = scan_requests(exchange, rest, max_size, client, library)
-        if end >= 0:
-            out = b"".join(done)
-            return out + rest, len(out) + end
-        done.append(rest[:~end])
-        rest = rest[~end:]
-    care = _Care(client, server, max_size)
+    care: _Care | None = None
     try:
         while True:
-            size = care.take(rest, done)
-            if not size and not care.told():
+            size = _bind_as_usual(client, server, rest, done)
+            if not size:
+                care = care or _Care(client, server, max_size)
+                size = care.take(rest, done)
+                if not size and not care.told():
+                    end = 0
+                    break
+            rest = rest[size:]
+            if server.hold & RESETTING:
                 end = 0
                 break
-            rest = rest[size:]
             end = scan_requests(exchange, rest, max_size, client, library)
             if end >= 0:
                 break
@@ -90,32 +87,35 @@ def take_care(client: Asker, server: ServerSession, data: bytes, at: int, max_si
     except ClientViolation as violation:
         server.transport.write(b"".join(done) + rest[: violation.offset])
         raise ClientViolation(violation.message) from None
-    care.told()
+    if care is not None:
+        care.told()
     out = b"".join(done)
     return out + rest, len(out) + end
 
 
-def _bind_as_usual(client: Asker, server: ServerSession, data: bytes) -> tuple[bytes, int] | None:
-    """Book the Bind at the beginning of `data` if there is nothing more to it than another name.
+def _bind_as_usual(client: Asker, server: ServerSession, data: bytes, done: list[bytes]) -> int:
+    """Book the Bind at the beginning of `data` if there is nothing more to it than another name: as _Care.take().
 
-    Return what goes to the server, and the size of what it replaces; None if it is for _Care to look at. It would do
-    the same in three times the time, and this is what most chunks of an application that prepares begin with.
+    That would do the same in three times the time, and this is what most chunks of an application that prepares begin
+    with. 0 = it is for _Care to look at.
     """
     state, exchange, statements = server.state, server.exchange, client.statements
+    length: int
     kind, length = _header(data)
     if kind != BIND or length >= len(data) or not statements or state.unsettled:
-        return None
+        return 0
     if exchange.mode != NORMAL or data[5:6] != b"\0":
-        return None
+        return 0
     end = data.find(0, 6)
     statement = statements.get(data[6:end])
     if statement is None or not statement.plain or end > length:
-        return None
+        return 0
     name = state.statements.use(statement, exchange.edits)
     if not name:
-        return None
+        return 0
     exchange.run += 1
-    return b"B" + _int32.pack(length + len(name) + 6 - end) + b"\0" + name + data[end : length + 1], length + 1
+    done.append(b"B" + _int32.pack(length + len(name) + 6 - end) + b"\0" + name + data[end : length + 1])
+    return length + 1
 
 
 class _Care:
@@ -196,19 +196,31 @@ class _Care:
     def _replaced(self, verdict: Verdict, text: bytes, done: list[bytes]) -> bool:
         """Send a Query that is not plain, or something in its place; False if it is to go out as all do."""
         if self._watch.deallocates(verdict):
-            self._exchange.owe_edited_query(Op.EMPTY, _DEALLOCATED, *self._give_up(verdict.deallocates, object()))
+            self._exchange.owe_edited_query(Edit(Op.EMPTY, _DEALLOCATED, *self._give_up(verdict.deallocates, object())))
             done.append(_NOTHING)
             return True
         refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
         if refusal is not None:
-            self._exchange.owe_edited_query(Op.ERROR, error_response(refusal))
+            self._exchange.owe_edited_query(Edit(Op.ERROR, error_response(refusal)))
             done.append(query(_REFUSED))
             return True
         self._watch.note(verdict, text)
+        edits = []
         if verdict.drops_statements:
-            self._exchange.owe_edited_query(Op.DROP, b"", *self._give_up_all(object()))
+            edits.append(Edit(Op.DROP, b"", *self._give_up_all(object())))
+        if verdict.undoes & _AT_LOGIN and self._client.startup is not None:
+            # Reset is what the server has by itself: its client's own have to be put on before anything else runs.
+            self._server.hold |= RESETTING
+            edits.append(Edit(Op.LAST, b"", self._reset))
+        if edits:
+            self._exchange.owe_edited_query(*edits)
             done.append(message(b"Q", text + b"\0"))
-        return verdict.drops_statements
+        return bool(edits)
+
+    def _reset(self) -> None:
+        """What had to wait goes on."""
+        if self._server.hold & RESETTING:
+            self._server.hold = (self._server.hold & ~RESETTING) | STALLED
 
     def _end_unnamed(self) -> None:
         self._client.unnamed = self._exchange.unnamed = None

@@ -21,6 +21,7 @@ from pooler.hold import (
     PARTING,
     PINNED,
     RESET,
+    RESETTING,
     RESHAPED,
     RETIRED,
     SESSION,
@@ -290,7 +291,7 @@ class ServerSession(asyncio.Protocol):
         `politely` if the client said good-bye, so that what it has sent may still be worth finishing.
         """
         self.client = None
-        self.hold &= ~(PARTING | DRESSING | STALLED)
+        self.hold &= ~(PARTING | DRESSING | RESETTING | STALLED)
         if self.hold & CHOKED:
             self.unchoke()
         if self.asker is not None:
@@ -347,7 +348,8 @@ class ServerSession(asyncio.Protocol):
         """Its client has been told the beginning of a message, and would take anything else for the rest."""
         exchange = self.exchange
         begun = bool(exchange.replies_rest or exchange.replies_head)
-        return begun and self.client is not None and exchange.hidden_error is None
+        told = self.client is not None or (self.asker is not None and self._way.step is Step.DRAIN)
+        return begun and told and exchange.hidden_error is None
 
     # --- on the pooler's own account
 
@@ -452,12 +454,12 @@ class ServerSession(asyncio.Protocol):
         if self not in self.pool.servers:
             return
         self._duties.ended(self, reason)
+        client = self.client or self.asker
+        # In the middle of a message nothing can be told.
+        told = self.mid_reply or (self.client is not None and self.exchange.error_unanswered)
         self.exchange.give_up()
         self._way.step = Step.HOME
         self.state.left()
-        client = self.client or self.asker
-        # In the middle of a message nothing can be told.
-        told = self.client is not None and (self.exchange.error_unanswered or self.mid_reply)
         self.client = self.asker = None
         self.pool.discard(self, self._duties.now(), testing=self.testing)
         if client is not None:

@@ -23,6 +23,7 @@ class Asker(Protocol):
 
     unnamed: Statement | None
     statements: dict[bytes, Statement] | None
+    startup: Profile | None
     profile: Profile | None
     ended: bool
 

@@ -20,6 +20,7 @@ class Op(Enum):
     INSERT = auto()  # a reply to a request that was not sent, passed on before the reply of the request that follows
     ERROR = auto()  # the error that answers the request is replaced: the pooler has refused it
     EMPTY = auto()  # the next EmptyQueryResponse is replaced: the statement was one that the pooler has carried out
+    LAST = auto()  # nothing; but when all is answered, whatever the answers, it is undone
     DROP = auto()  # nothing; but unless the server says that it has dropped its statements, that is undone
 
 
@@ -32,10 +33,11 @@ class Edit:
     def __init__(
         self,
         op: Op,
-        at: int,
         reply: bytes = b"",
         undo: Callable[[], object] | None = None,
         done: Callable[[], object] | None = None,
+        *,
+        at: int = -1,
     ) -> None:
         self.op = op
         self.at = at

@@ -196,21 +196,15 @@ class Exchange:
         done: Callable[[], object] | None = None,
     ) -> None:
         """Note an edit for the extended request that is booked next; not while `skipping`."""
-        self.edits.append(Edit(op, self.run, reply, undo, done))
+        self.edits.append(Edit(op, reply, undo, done, at=self.run))
         self.edited += 1
         self.mode = EDITING
 
-    def owe_edited_query(
-        self,
-        op: Op,
-        reply: bytes = b"",
-        undo: Callable[[], object] | None = None,
-        done: Callable[[], object] | None = None,
-    ) -> None:
-        """Book a Query with an edit; not while `skipping`."""
+    def owe_edited_query(self, *edits: Edit) -> None:
+        """Book a Query with edits; not while `skipping`."""
         self._break_run()
-        self.owed.append(Unit(OWED_QUERY, [Edit(op, -1, reply, undo, done)]))
-        self.edited += 1
+        self.owed.append(Unit(OWED_QUERY, [*edits]))
+        self.edited += len(edits)
 
     def owe_hidden_query(self) -> None:
         """Book a Query of the pooler's own, at the beginning of a link."""

@@ -376,6 +376,14 @@ def test_without_max_prepared_statements_names_pass_as_they_are() -> None:
     assert exchange(client, server, requests, PARSED + BOUND + RAN + READY)[0] == requests
 
 
+def test_a_violation_behind_a_bind_cuts_nothing_in_two() -> None:
+    house, [server], [client] = party()
+    prepare(client, server, "a")
+    wire(client).receive(named("a") + b"\xff\0\0\0\4")
+    assert sent(wire(server)).startswith(named("pgfunnel_1"))
+    assert house.endings[client].reason is Reason.CLIENT_VIOLATION
+
+
 # --- DEALLOCATE
 
 DEALLOCATED = message("C", b"DEALLOCATE\0")

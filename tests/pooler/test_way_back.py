@@ -402,6 +402,20 @@ def test_a_notification_that_comes_before_the_question_is_told() -> None:
     assert sent(wire(client)) == NOTIFICATION
 
 
+@pytest.mark.parametrize("end", ["the server's", "the client's"])
+def test_nothing_is_told_in_the_middle_of_a_notification(end: str) -> None:
+    house, server, [client] = house_of()
+    pin(client, server)
+    wire(client).receive(query("unlisten *"))
+    house._cancel(server)
+    wire(server).receive(SET + NOTIFICATION[:12])
+    if end == "the client's":
+        client.end(Ending(Reason.SHUTDOWN, "57P01", "bye"))
+    else:
+        wire(server).lose()
+    assert sent(wire(client)).endswith(SET + NOTIFICATION[:12])
+
+
 def test_a_question_that_was_cancelled_all_the_same_is_asked_again() -> None:
     house, server, [client] = house_of()
     run(client, server, "set app.x to 'one'")
@@ -726,6 +740,64 @@ def test_whoever_is_pinned_already_may_leave_more() -> None:
     wire(server).receive(answer("listen", "temporary"))
     assert server.state.pins == State.LISTEN | State.TEMPORARY
     assert house.sharing.pinned == 1
+
+
+# --- what a client has logged in with
+
+
+def logged_in(sql: str) -> tuple[House, ServerSession, ClientSession]:
+    """A client with startup parameters, whose `sql` has been sent, together with more."""
+    house, server, [client] = house_of()
+    client.startup = client.profile = server.profile = house.sharing.profiles.of({"TimeZone": b"CET"})
+    wire(client).receive(query(sql) + query("select 1") + query("select 2")[:9])
+    assert texts(sent(wire(server))) == [sql]
+    wire(client).receive(query("select 2")[9:])
+    assert sent(wire(server)) == b""
+    return house, server, client
+
+
+@pytest.mark.parametrize("sql", ["discard all", "reset all", "reset timezone", "set role to default"])
+def test_what_is_sent_behind_a_reset_runs_with_the_settings_of_the_login(sql: str) -> None:
+    house, server, _ = logged_in(sql)
+    wire(server).receive(message("C", sql.upper().encode() + b"\0") + READY)
+    assert asked(server)
+    wire(server).receive(answer(first=True))
+    put_on = "BEGIN;SELECT pg_catalog.set_config('TimeZone','CET',false);COMMIT"
+    assert texts(sent(wire(server))) == [put_on, "select 1", "select 2"]
+    wire(server).receive(DRESSED + DONE + DONE)
+    assert house.census() == FREE
+    assert not server.hold
+
+
+def test_a_reset_that_fails_holds_nothing_up() -> None:
+    _, server, _ = logged_in("reset all; select fail")
+    wire(server).receive(ERROR + READY)
+    wire(server).receive(answer(first=True, TimeZone="CET"))
+    assert texts(sent(wire(server)))[-2:] == ["select 1", "select 2"]
+
+
+def test_a_client_that_vanishes_behind_a_reset_holds_nobody_up() -> None:
+    house, server, client = logged_in("reset all")
+    other = house.client()
+    wire(client).lose()
+    house.settle_cancels()
+    wire(server).receive(message("C", b"RESET\0") + READY)
+    wire(server).receive(answer(first=True))
+    assert house.census() == FREE
+    assert not server.hold
+    wire(other).receive(query("select 3"))
+    assert texts(sent(wire(server)))[-1] == "select 3"
+
+
+def test_a_good_bye_behind_a_reset_waits_for_its_answer() -> None:
+    house, server, [client] = house_of()
+    client.startup = client.profile = server.profile = house.sharing.profiles.of({"TimeZone": b"CET"})
+    wire(client).receive(query("reset all"))
+    wire(client).receive(TERMINATE)
+    assert client not in house.endings
+    wire(server).receive(message("C", b"RESET\0") + READY)
+    assert house.endings[client].reason is Reason.CLIENT_QUIT
+    assert sent(wire(client)) == message("C", b"RESET\0") + READY
 
 
 # --- what else may be on the way

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.alter import MAX_HELD, alter_replies
 from protocol.backend import scan_replies
-from protocol.edits import Op
+from protocol.edits import Edit, Op
 from protocol.errors import ServerViolation
 from protocol.exchange import SKIPPING, Exchange
 from protocol.frontend import scan_requests
@@ -75,23 +75,23 @@ def refused_parse(exchange: Exchange) -> None:
 
 
 def refused_query(exchange: Exchange) -> None:
-    exchange.owe_edited_query(Op.ERROR, INSTEAD)
+    exchange.owe_edited_query(Edit(Op.ERROR, INSTEAD))
 
 
 def refused_query_behind_an_unclosed_run(exchange: Exchange) -> None:
     send(exchange, "PBE")
-    exchange.owe_edited_query(Op.ERROR, INSTEAD)
+    exchange.owe_edited_query(Edit(Op.ERROR, INSTEAD))
 
 
 def deallocated(exchange: Exchange) -> None:
-    exchange.owe_edited_query(Op.EMPTY, INSTEAD)
+    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
 
 
 def deallocated_behind_an_unclosed_run(exchange: Exchange) -> None:
     exchange.edit(Op.SWALLOW)
     send(exchange, "PBE")
     exchange.edit(Op.INSERT, INSTEAD)
-    exchange.owe_edited_query(Op.EMPTY, INSTEAD)
+    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
 
 
 def deallocated_by_a_bound_statement(exchange: Exchange) -> None:
@@ -209,7 +209,7 @@ def test_a_query_that_is_skipped_does_not_deallocate() -> None:
     exchange = Exchange()
     found = Log()
     send(exchange, "P")
-    exchange.owe_edited_query(Op.EMPTY, INSTEAD, lambda: found.append("undone"))
+    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD, lambda: found.append("undone")))
     send(exchange, "S")
     assert alter_replies(exchange, ERROR + READY) == (ERROR + READY, True)
     assert found == ["undone"]
@@ -228,7 +228,7 @@ def test_statements_are_dropped_when_the_server_says_so(replies: bytes, log: lis
     for cut in range(len(replies)):
         exchange = Exchange()
         found = Log()
-        exchange.owe_edited_query(Op.DROP, b"", partial(found.append, "kept"), partial(found.append, "dropped"))
+        exchange.owe_edited_query(Edit(Op.DROP, b"", partial(found.append, "kept"), partial(found.append, "dropped")))
         told = alter_replies(exchange, replies[:cut])[0] + alter_replies(exchange, replies[cut:])[0]
         assert (told, found, exchange.edited) == (replies, log, 0)
 
@@ -266,7 +266,7 @@ def test_settings_that_were_not_applied_are_told_of_in_whole() -> None:
 @pytest.mark.parametrize("kind", "EZIS")
 def test_a_reply_too_long_to_be_looked_at_is_a_violation(kind: str) -> None:
     exchange = Exchange()
-    exchange.owe_edited_query(Op.EMPTY, INSTEAD)
+    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
     with pytest.raises(ServerViolation):
         alter_replies(exchange, message(kind, b"x" * (MAX_HELD + 1))[:100])
 
@@ -290,7 +290,7 @@ def test_a_row_for_the_client_may_be_of_any_length() -> None:
 def test_a_copy_ahead_of_edited_requests_is_a_violation() -> None:
     exchange = Exchange()
     send(exchange, "Q")
-    exchange.owe_edited_query(Op.EMPTY, INSTEAD)
+    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
     with pytest.raises(ServerViolation):
         alter_replies(exchange, message("G", b"\0\0\0"))
 
@@ -322,7 +322,7 @@ def converse(exchange: Exchange, rng: random.Random) -> bytes:
             send(exchange, "S")
             replies += READY
         elif rng.randrange(2):
-            exchange.owe_edited_query(Op.EMPTY, INSTEAD)
+            exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
             replies += b"" if failed else EMPTY + READY
             send(exchange, "S")
             replies += READY

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests.simulation.watched import WatchedWorld
 from tests.simulation.world import World
 
 SECONDS = float(os.environ.get("PGFUNNEL_SIMULATION_SECONDS", "8"))
@@ -16,7 +17,7 @@ STEPS = 2000
 
 
 def play(seed: int) -> None:
-    world = World(seed)
+    world = WatchedWorld(seed) if seed % 2 else World(seed)
     step = -1
     try:
         for step in range(STEPS):  # noqa: B007 - told if it fails

@@ -18,8 +18,10 @@ from pooler.reasons import Ending, Reason
 from pooler.server import Borrower, ServerDuties, ServerSession
 from pooler.session import SessionState
 from protocol.messages import READY_IDLE, ErrorFields, error_response
+from protocol.parameters import Profile
 from tests.pooler.house import new_sharing
 from tests.protocol.model import ModelServer, message
+from tests.protocol.session_model import SessionModel
 from tests.support.transport import HIGH_WATER, MockTransport
 
 Message = tuple[str, bytes]
@@ -44,9 +46,11 @@ def messages_in(data: bytes) -> tuple[list[Message], bytes]:
 class SimServer:
     session: ServerSession
     transport: MockTransport
-    model: ModelServer
+    model: ModelServer | SessionModel
     inbox: bytes = b""
     outbox: bytes = b""
+    unflushed: bytes = b""
+    """Answers that wait for a Sync, as Postgres's do."""
     request: bytes = b""
     """The token of the request read last."""
 
@@ -62,6 +66,8 @@ class SimClient:
     got: int = 0
     gone: bool = False
     cancelled_waiting: int = 0
+    reports: dict[str, str] = field(default_factory=dict)
+    """What it was told about settings."""
     numbers: "count[int]" = field(default_factory=count)
 
 
@@ -97,7 +103,7 @@ class World:
         self.sharing = new_sharing(lambda: self.time)
         self.size = 1 + rng.randrange(4)
         self.pool: Pool[ServerSession] = Pool(
-            "u", "d", self._open, size=self.size, concurrency=2, round_robin=rng.randrange(2) == 0
+            "alice", "shop", self._open, size=self.size, concurrency=2, round_robin=rng.randrange(2) == 0
         )
         self.pool.welcome = b"known"
         self.servers: dict[ServerSession, SimServer] = {}
@@ -172,9 +178,16 @@ class World:
             return
         name = b"c%d" % next(self.ids)
         transport = MockTransport(slow_peer=True)
-        session = ClientSession(next(self.ids), self.pool, transport, name, self.client_duties)
+        startup = self._startup(name)
+        session = ClientSession(next(self.ids), self.pool, transport, name, self.client_duties, startup)
         transport.protocol = session
         self.clients[session] = self.everyone[name] = SimClient(name, session, transport)
+
+    def _startup(self, name: bytes) -> Profile | None:
+        return None
+
+    def _new_model(self) -> ModelServer | SessionModel:
+        return ModelServer(self.rng.randrange)
 
     def _requests(self, client: SimClient) -> bytes:
         rng = self.rng
@@ -196,11 +209,19 @@ class World:
             if self.closing:
                 return
             client.unsent = self._requests(client)
+        self._send_some(client)
+
+    def _send_some(self, client: SimClient) -> None:
+        if not client.unsent:
+            return
         if client.transport.inbox and not client.transport.is_reading():
             return
         most = min(len(client.unsent), CHUNK)
         size = self.rng.choice((most, 1 + self.rng.randrange(most)))
         data, client.unsent = client.unsent[:size], client.unsent[size:]
+        self._receive(client, data)
+
+    def _receive(self, client: SimClient, data: bytes) -> None:
         client.transport.receive(data)
 
     def _server_reads(self) -> None:
@@ -221,6 +242,7 @@ class World:
             assert token not in self.seen_requests, f"{token!r} was sent twice"
             self.seen_requests.add(token)
         server.request = token
+        assert isinstance(server.model, ModelServer)
         if token or kind not in "QE" or server.model.skipping:
             self._reply(server, server.model.answer(kind))
         elif kind == "E":
@@ -231,6 +253,7 @@ class World:
     def _answer_pooler(self, server: SimServer) -> bytes:
         """Carry out a query of the pooler's own, or fail."""
         model = server.model
+        assert isinstance(model, ModelServer)
         if model.copying is not None or model.skipping:
             return model.answer("Q")
         if self.rng.randrange(20) == 0:
@@ -328,7 +351,7 @@ class World:
     def _client_quits(self) -> None:
         client = self._some_client()
         if client is not None and not client.unsent and not client.transport.inbox and not client.transport.closing:
-            client.transport.receive(message("X"))
+            self._receive(client, message("X"))
 
     def _server_dies(self) -> None:
         server = self._some_server()
@@ -355,7 +378,7 @@ class World:
         transport.protocol = session
         if self.rng.randrange(12) == 0:
             session.retire_after_use(Reason.SERVER_LIFETIME)
-        self.servers[session] = SimServer(session, transport, ModelServer(self.rng.randrange))
+        self.servers[session] = SimServer(session, transport, self._new_model())
         self.pool.opened(session, b"known", self.time)
 
     def _retire(self) -> None:
@@ -457,7 +480,7 @@ class World:
                 self._take(client, None)
                 if client.unsent and not client.transport.closing and client.transport.is_reading():
                     data, client.unsent = client.unsent[:CHUNK], client.unsent[CHUNK:]
-                    client.transport.receive(data)
+                    self._receive(client, data)
                 client.transport.receive()
             for server in list(self.servers.values()):
                 if not server.transport.lost:
