@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, final
 from pooler.answers import Answers
 from pooler.ledger import Ledger
 from pooler.policy import Policy
-from protocol.parameters import IDENTITY, Profile, Profiles
+from protocol.parameters import IDENTITY, ROLE, SESSION_USER, Profile, Profiles
 from protocol.question import Findings, can_be_asked_for
 from protocol.sql import State, Verdict
 from protocol.statements import Library
@@ -182,6 +182,8 @@ class Sharing:
                 name: value for name, value in own.items() if value or "." not in name or name not in startup.settings
             }
         settings = {**(startup.settings if startup else {}), **own}
+        if SESSION_USER in own and ROLE not in own:
+            settings.pop(ROLE, None)  # SET SESSION AUTHORIZATION has ended the role of the login, too
         after = self.profiles.of(settings)
         # What it was reset to is what it logged in with: on the server it is gone, for the client it is not.
         changed = State(0)
