@@ -177,7 +177,10 @@ class ClientSession(asyncio.Protocol):
         server.client = self
         self.server = server
         self.idle_since = 0.0
-        self._send_dressed(server, data)
+        if server.profile is profile:
+            self._forward(server, data)
+        else:
+            self._send_dressed(server, data)
 
     def _send_dressed(self, server: "ServerSession", data: bytes) -> None:
         """Send `data` to the linked server behind this client's settings.
@@ -185,12 +188,11 @@ class ClientSession(asyncio.Protocol):
         If these can't be applied, the server is left in a failed transaction, where nothing else is carried out. What
         may lead out of that has to wait until they are.
         """
-        if server.profile is not self.profile:
-            server.dress(self.profile)
-            if _LEADS_OUT(data):
-                server.hold |= DRESSING
-                self._keep(data)
-                return
+        server.dress(self.profile)
+        if _LEADS_OUT(data):
+            server.hold |= DRESSING
+            self._keep(data)
+            return
         self._forward(server, data)
 
     def serve(self, server: "ServerSession") -> None:
@@ -207,7 +209,10 @@ class ClientSession(asyncio.Protocol):
         self.pending = b""
         if len(data) > PENDING_LIMIT:
             self.transport.resume_reading()
-        self._send_dressed(server, data)
+        if server.profile is self.profile:
+            self._forward(server, data)
+        else:
+            self._send_dressed(server, data)
 
     def _wait(self, data: bytes) -> None:
         """There is no free server: join the queue, unless this is half a request, that would be in the way there."""

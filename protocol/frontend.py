@@ -25,7 +25,7 @@ from protocol.kinds import (
     SYNC,
     TERMINATE,
 )
-from protocol.statements import Library, Statement
+from protocol.statements import SHAPE, SHAPE_LIMIT, Library, Statement
 
 HOLD_LIMIT: Final = 16 * 1024
 """Bytes. A request up to this size is sent on only once it is whole, so that half a message never holds a server."""
@@ -121,7 +121,15 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
         actions, plain = _ACTIONS, _UNWATCHED
     else:
         actions, plain = _WATCHED_ACTIONS, library.plain
-        if end and data[0] == QUERY and not at and library.is_plain_query(data):
+        if (
+            end
+            and data[0] == QUERY
+            and not at
+            and (
+                (end <= SHAPE_LIMIT and data.translate(SHAPE) in library.shapes and data[4] == end - 1)
+                or library.is_plain_query(data)
+            )
+        ):
             holder.unnamed = exchange.unnamed = None  # a Query ends it
             if exchange.mode == NORMAL and not exchange.run:
                 exchange.owed.append(OWED_QUERY)

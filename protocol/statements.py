@@ -64,6 +64,15 @@ UNSURE: Final = Statement(b"\0\0\0", classify(b""))
 """Stands for an unnamed statement of which it is not known what it is, and whose."""
 
 
+SHAPE: Final = bytes.maketrans(b"123456789", b"0" * 9)
+"""A table for bytes.translate() under which queries that differ in their numbers only become one."""
+
+SHAPE_LIMIT: Final = 256
+"""Bytes. The length of a Query up to this is in the last byte of its header, the four before it have no digits."""
+
+_MOST_SHAPES: Final = 1000
+
+
 class LibraryFullError(Exception):
     """There is no room for another statement's text."""
 
@@ -80,8 +89,10 @@ class Library:
         self.limit = limit
         self._watch_all = watch_all
         by_sight = State.SEQUENCE in ignored and not watch_all
-        self.is_plain_query = is_plain_query if by_sight else self._is_plain_query
+        self.is_plain_query = self._is_plain_at_sight if by_sight else self._is_plain_query
         """Tells whether a chunk is one Query that leaves nothing behind in a session."""
+        self.shapes: set[bytes] = set()
+        """Short plain Queries that were seen before, with SHAPE applied. Whether one is plain hangs on no digit."""
         self._ignored = ignored
         self._known: dict[bytes, Statement] = {}
         self._dialects: dict[tuple[bytes, Dialect], Statement] = {}
@@ -191,6 +202,14 @@ class Library:
         """Tell whether a text with this verdict need not be watched."""
         asks, executes = verdict.asks, verdict.executes or verdict.ddl or verdict.deallocates
         return not (asks or executes or verdict.undoes or verdict.leaves & ~self._ignored)
+
+    def _is_plain_at_sight(self, data: bytes) -> bool:
+        plain = is_plain_query(data)
+        if plain and len(data) <= SHAPE_LIMIT:
+            if len(self.shapes) >= _MOST_SHAPES:
+                self.shapes.clear()
+            self.shapes.add(data.translate(SHAPE))
+        return plain
 
     def _is_plain_query(self, data: bytes) -> bool:
         return not self._watch_all and is_plain_query(data) and self.is_plain(self.verdict(data[5:-1]))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.lexer import TOKEN_LIMIT
 from protocol.sql import HARMLESS, TEXT_LIMIT, State, Verdict, classify, clauses, fingerprint, is_plain_query
+from protocol.statements import SHAPE, SHAPE_LIMIT
 from tests.protocol.model import message
 from tests.protocol.test_sql_texts import HARMLESS_TEXTS, TEXTS
 
@@ -86,6 +87,15 @@ def test_a_plain_query_leaves_nothing(text: str) -> None:
     if is_plain_query(query(text.encode() + b";")):
         verdict = classify(text.encode())
         assert verdict._replace(leaves=verdict.leaves & ~State.SEQUENCE) == HARMLESS
+
+
+@given(texts, st.sampled_from("123456789"))
+@EXAMPLES
+def test_whether_a_query_is_plain_hangs_on_no_digit(text: str, digit: str) -> None:
+    data = query(text.replace("0", digit).encode())
+    if len(data) <= SHAPE_LIMIT:
+        shape = data[:5] + data[5:].translate(SHAPE)
+        assert is_plain_query(data) == is_plain_query(shape)
 
 
 @given(st.one_of(st.binary(max_size=200), texts.map(str.encode)))

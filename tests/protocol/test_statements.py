@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from config.session_state import DEFAULTS
 from pooler.policy import Policy
+from protocol.exchange import OWED_QUERY, Exchange
+from protocol.frontend import scan_requests
 from protocol.parameters import Dialect
 from protocol.sql import State
 from protocol.statements import (
     NAME_OVERHEAD,
     OVERHEAD,
     PLAIN,
+    SHAPE,
     Library,
     LibraryFullError,
     ServerStatements,
@@ -28,6 +31,10 @@ from tests.protocol.model import message
 
 IGNORED = Policy.of(DEFAULTS).ignored
 GERMAN: Dialect = frozenset({("DateStyle", b"German")})
+
+
+class Client:
+    unnamed: Statement | None = None
 
 
 def body(sql: str) -> bytes:
@@ -95,6 +102,26 @@ def test_sequences_are_looked_for_where_they_are_not_ignored() -> None:
     library = Library(1 << 20, IGNORED & ~State.SEQUENCE)
     assert library.is_plain_query(message("Q", b"select 1\0"))
     assert not library.is_plain_query(message("Q", b"select nextval('s')\0"))
+
+
+def test_queries_are_recognised_whatever_their_numbers_are_and_only_as_one_whole_message() -> None:
+    library = new_library()
+    seen, other = message("Q", b"select 1234\0"), message("Q", b"select 9876\0")
+    assert library.is_plain_query(seen)
+    assert other.translate(SHAPE) in library.shapes
+    exchange, client = Exchange(), Client()
+    assert scan_requests(exchange, other, 1 << 30, client, library) == len(other)
+    for length in (14, 32):  # it lies about its length: to be looked at more closely
+        forged = other[:4] + bytes([length]) + other[5:]
+        assert scan_requests(exchange, forged, 1 << 30, client, library) == ~0
+    assert list(exchange.owed) == [OWED_QUERY]
+
+
+def test_shapes_of_queries_are_not_remembered_without_end() -> None:
+    library = new_library()
+    for number in range(5000):
+        library.is_plain_query(message("Q", b"select '" + b"x" * (number % 200) + b"y" * (number // 200) + b"'\0"))
+    assert 0 < len(library.shapes) <= 1000
 
 
 def test_of_what_nobody_uses_the_oldest_is_forgotten() -> None:
