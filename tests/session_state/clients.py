@@ -128,6 +128,10 @@ class Client:
         heard, self._notifications = self._notifications, []
         return heard
 
+    def hear_end(self) -> list[str]:
+        """Return the last words of who ends the connection."""
+        return self._in_words(self._wire.read_to_end()) if self._wire is not None else []
+
     def leave(self, *, politely: bool = True) -> list[str]:
         if self._wire is not None:
             if politely:

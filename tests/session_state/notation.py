@@ -109,14 +109,19 @@ def _read_line(program: Program, line: str, place: str) -> None:
     if header := re.fullmatch(r"(setup|user|only|since|differs|todo): (.*)", line, re.DOTALL):
         _read_header(program, header[1], header[2])
         return
-    match = re.fullmatch(r"(\? )?(admin|[A-Z])(:|>| (?=\w))\s?(.*)", line, re.DOTALL)
-    if match is None:
-        raise NotationError(f"{place}: not a step: {line}")
-    excepted, who, sign, rest = match.groups()
     try:
-        program.steps.append(Step(who, _action(who, sign, rest), line, compared=not excepted))
+        program.steps.append(read_step(line))
     except ValueError as error:
         raise NotationError(f"{place}: {error}") from error
+
+
+def read_step(line: str) -> Step:
+    """Read one step; raises ValueError."""
+    match = re.fullmatch(r"(\? )?(admin|[A-Z])(:|>| (?=\w))\s?(.*)", line, re.DOTALL)
+    if match is None:
+        raise ValueError(f"not a step: {line}")
+    excepted, who, sign, rest = match.groups()
+    return Step(who, _action(who, sign, rest), line, compared=not excepted)
 
 
 def _read_header(program: Program, name: str, value: str) -> None:

@@ -1,0 +1,151 @@
+"""A client twice: straight at Postgres, and through a pgfunnel. Both say the same, and must be told the same.
+
+They have a database each, so that locks and notifications of one don't meet the other. What the straight one sees of
+its session says also whether the other one has to keep a server connection.
+"""
+
+import re
+from ast import literal_eval
+from collections.abc import Mapping
+from difflib import ndiff
+from typing import Final
+
+from tests.session_state.clients import Client
+from tests.session_state.machine_texts import (
+    alone,
+    in_vain,
+    pins_visibly,
+    replaces_unnamed,
+    resets_something,
+    unnamed_in_doubt,
+)
+from tests.session_state.notation import Leave, Login, Say, read_step
+
+STATES: Final[Mapping[str, str]] = {
+    "listen": "SELECT string_agg(channel, ' ' ORDER BY 1) FROM pg_listening_channels() AS channel",
+    "prepared": "SELECT string_agg(name, ' ' ORDER BY 1) FROM pg_prepared_statements WHERE from_sql",
+    "cursor": "SELECT string_agg(name, ' ' ORDER BY 1) FROM pg_cursors WHERE name <> ''",
+    "temporary": "SELECT string_agg(relname, ' ' ORDER BY 1) FROM pg_class WHERE relnamespace = pg_my_temp_schema()",
+    "advisory_lock": "SELECT string_agg(objid::text, ' ' ORDER BY objid) FROM pg_locks"
+    " WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+}
+"""How a client sees what pins it, by class."""
+SETTINGS: Final = (
+    "SELECT string_agg(name || '=' || setting, E'\\n' ORDER BY name) FROM pg_settings"
+    " WHERE context IN ('user', 'superuser', 'backend', 'superuser-backend') AND name !~ '[.]'"
+)
+LOOK: Final = (
+    f"SELECT {', '.join(f'({query})' for query in STATES.values())}, ({SETTINGS}), session_user, current_user,"
+    " nullif(current_setting('app.x', true), ''), nullif(current_setting('app.y', true), '')"
+)
+TOO_MANY: Final = re.compile(r"error V=\w+ C=53400 .*", re.DOTALL)
+IN_VAIN: Final = re.compile(r'error V=ERROR C=(42601|26000) .*"nonsense".*', re.DOTALL)
+
+
+class Twins:
+    """`pins` are the classes of session state by which the pooled one is pinned."""
+
+    def __init__(self, name: str, straight: Client, pooled: Client) -> None:
+        self.name = name
+        self.straight = straight
+        self.pooled = pooled
+        self.pins: frozenset[str] = frozenset()
+        self._startup = False
+        """There are settings that it has logged in with."""
+        self._unnamed_in_doubt = False
+
+    @property
+    def keeps_server(self) -> bool:
+        return bool(self.pins) or self.straight.status != "I"
+
+    def login(self, login: Login) -> None:
+        self._startup = bool(login.parameters)
+        compare(self.straight.do(login), self.pooled.do(login))
+        self._compare_parameters()
+
+    def may_say(self, line: str, *, crowded: bool) -> bool:
+        """Tell whether what has to be answered is known. With `crowded`, no other client may be pinned.
+
+        What is not known is in Known limits (docs/session-state.md), or depends on time: what is refused depends on
+        whether the pooler has heard yet that the transaction has failed.
+        """
+        if unnamed_in_doubt(line, before=self._unnamed_in_doubt):
+            return False
+        if self._startup and resets_something(line) and (not alone(line) or self.straight.status != "I"):
+            return False
+        return not self._refused(line, crowded=crowded) or line.count("sync") < 2
+
+    def say(self, line: str, *, crowded: bool) -> None:
+        """Say it twice. With `crowded`, what would pin it is refused; Postgres is then told what it refuses, too."""
+        pooled = self._do(self.pooled, line)
+        if self._refused(line, crowded=crowded):
+            straight = self._do(self.straight, in_vain(line))
+            pooled = [TOO_MANY.sub("error", words) for words in pooled]
+            straight = [IN_VAIN.sub("error", words) for words in straight]
+        else:
+            straight = self._do(self.straight, line)
+        compare(straight, pooled)
+        if replaces_unnamed(line):
+            self._unnamed_in_doubt = any(words.startswith("error ") for words in straight)
+        elif ": " in line[:3]:
+            self._unnamed_in_doubt = False
+
+    def look(self, *, crowded: bool = False) -> bool:
+        """Look at the session, if that is possible; return whether it goes on, or has to end as it can't be pinned.
+
+        It looks by a name, lest the unnamed statement is lost.
+        """
+        if self.straight.status == "E":
+            return True
+        line = f"{self.name}> close look | parse look {LOOK} | run look [] | sync"
+        straight = self._do(self.straight, line)
+        if self.straight.status == "I":
+            row = literal_eval(next(words for words in straight if words.startswith("row ")).removeprefix("row "))
+            pins = frozenset(name for name, value in zip(STATES, row, strict=False) if value)
+            if pins and not self.pins and crowded:
+                (words,) = self.pooled.hear_end()
+                assert TOO_MANY.fullmatch(words), words
+                return False
+            self.pins = pins
+        compare(straight, self._do(self.pooled, line))
+        self._compare_parameters()
+        if self.straight.status == "I" and "listen" in self.pins:
+            self._listen()
+        return True
+
+    def leave(self, leave: Leave) -> None:
+        for client in (self.straight, self.pooled):
+            client.do(leave)
+
+    def _do(self, client: Client, line: str) -> list[str]:
+        does = read_step(line).does
+        assert isinstance(does, Say)
+        return client.say(does)
+
+    def _refused(self, line: str, *, crowded: bool) -> bool:
+        return crowded and not self.pins and self.straight.status != "E" and pins_visibly(line)
+
+    def _listen(self) -> None:
+        """All notifications come before those that one sends to oneself."""
+        for client in (self.straight, self.pooled):
+            self._do(client, f"{self.name}: notify news, 'self'; notify jobs, 'self'")
+        compare(self.straight.heard(), self.pooled.heard())
+
+    def _compare_parameters(self) -> None:
+        straight, pooled = (
+            [f"{name} is {value}" for name, value in sorted(client.parameters.items())]
+            for client in (self.straight, self.pooled)
+        )
+        compare(straight, pooled)
+
+
+def compare(straight: list[str], pooled: list[str]) -> None:
+    """Raise AssertionError with what is told otherwise."""
+    if pooled != straight:
+        told = ndiff(pieces(straight), pieces(pooled))
+        raise AssertionError("\n".join(["(+ is pooled, - is straight)", *(line for line in told if line[0] in "+-")]))
+
+
+def pieces(answer: list[str]) -> list[str]:
+    """Cut long values into what is worth comparing."""
+    return [piece for words in answer for piece in words.split("\\n")]
