@@ -178,19 +178,21 @@ class _Care:
         if length >= len(data):
             if length >= HOLD_LIMIT:
                 self._watch.note_unread(data[5:_SHOWN])
-                self._end_unnamed()
+                self._exchange.end_unnamed(self._client)
             return self._plain(data, length, done)
-        self._end_unnamed()
         library = self._library
         text = data[5:length]
         self._watch.follow(text)
+        verdict = None
         if not library.is_plain_query(data[: length + 1]):
             verdict = library.verdict(text)
-            if not library.is_plain(verdict):
-                if self._stalls_on(verdict):
-                    return 0
-                if self._replaced(verdict, text, done):
-                    return length + 1
+            if library.is_plain(verdict):
+                verdict = None
+            elif self._stalls_on(verdict):
+                return 0
+        self._exchange.end_unnamed(self._client)
+        if verdict is not None and self._replaced(verdict, text, done):
+            return length + 1
         return self._plain(data, length, done)
 
     def _replaced(self, verdict: Verdict, text: bytes, done: list[bytes]) -> bool:
@@ -222,9 +224,6 @@ class _Care:
         if self._server.hold & RESETTING:
             self._server.hold = (self._server.hold & ~RESETTING) | STALLED
 
-    def _end_unnamed(self) -> None:
-        self._client.unnamed = self._exchange.unnamed = None
-
     def _function_call(self, data: bytes, length: int, done: list[bytes]) -> int:
         if len(data) < 9:
             return 0
@@ -239,7 +238,7 @@ class _Care:
         if not end or request.find(0, end) < 0:
             return self._plain(request, len(request) - 1, done)  # malformed: for Postgres to say so
         name, body = request[5 : end - 1][:NAME_SIZE], request[end:]
-        if self._stalls(name):
+        if name and self._stalls(name):
             return 0
         if name and self._sharing.max_prepared:
             self._parse_named(name, body, done)
@@ -249,14 +248,14 @@ class _Care:
         refusal = self._watch.refusal(statement.verdict, statement.text)
         if refusal is not None:
             if not name:
-                self._client.unnamed = None
+                self._exchange.change_unnamed(self._client, None)
             self._refuse(refusal, done)
             return size
         if name:  # passed on under its name
             if not self._library.is_plain(statement.verdict):
                 self._watch.note(statement.verdict, statement.text)
         else:
-            self._client.unnamed = self._exchange.unnamed = statement
+            self._exchange.change_unnamed(self._client, statement)
         self._book(request, done)
         return size
 
@@ -311,12 +310,14 @@ class _Care:
 
     def _stalls(self, name: bytes) -> bool:
         """Tell whether it has yet to be seen what becomes of `name` in an earlier run; proceed() goes on then."""
-        unsettled = self._state.unsettled
-        for key in (name, _ALL):
-            if name and key in unsettled and unsettled[key][0] is not self._exchange.edits:
-                self._server.hold |= STALLED
-                return True
-        return False
+        exchange, unsettled = self._exchange, self._state.unsettled
+        if name:
+            stalls = any(key in unsettled and unsettled[key][0] is not exchange.edits for key in (name, _ALL))
+        else:
+            stalls = exchange.unnamed_in_doubt and exchange.watch_replies()
+        if stalls:
+            self._server.hold |= STALLED
+        return stalls
 
     def _stalls_on(self, verdict: Verdict) -> bool:
         """Tell the same for a text that deallocates."""
@@ -333,10 +334,9 @@ class _Care:
 
     def _give_up(self, name: bytes, run: object) -> tuple[Callable[[], None], Callable[[], None]]:
         """Take it that a statement of the client's is closed; return what undoes that, and what is done if it is."""
-        statement = (self._client.statements or {})[name]
-        self._unprepare(name)
+        statement = (self._client.statements or {}).pop(name)
         settled = self._await(name, run)
-        return partial(self._keep, name, statement), settled
+        return partial(self._keep, name, statement), partial(_both, settled, partial(self._library.release, statement))
 
     def _give_up_all(self, run: object) -> tuple[Callable[[], None], Callable[[], None]]:
         """Take it that all of them are; return the same."""
@@ -349,11 +349,8 @@ class _Care:
         self._settled(name)
         if self._client.statements is not None and name not in self._client.statements:
             self._client.statements[name] = statement
-            self._library.keep(statement)
-
-    def _keep_unnamed(self, statement: Statement | None) -> None:
-        """It was not closed after all."""
-        self._client.unnamed = self._client.unnamed or statement
+        else:
+            self._library.release(statement)
 
     def _make_room(self, statement: Statement, done: list[bytes]) -> Copy:
         """Return what `statement` is to be parsed as; close what has to give way."""
@@ -427,11 +424,10 @@ class _Care:
         """A statement stays on the server for the others; Postgres takes a Close of what does not exist."""
         name = request[6:-1][:NAME_SIZE]
         client = self._client
-        if self._stalls(name):
+        if name and self._stalls(name):
             return 0
         if not name:
-            self._exchange.edit(Op.WATCH, b"", partial(self._keep_unnamed, client.unnamed))
-            self._end_unnamed()
+            self._exchange.change_unnamed(client, None)
         elif client.statements and name in client.statements:
             self._exchange.edit(Op.WATCH, b"", *self._give_up(name, self._exchange.edits))
         self._book(message(b"C", b"S" + self._foreign(name) + b"\0"), done)
@@ -473,11 +469,13 @@ class _Care:
         statement = self._client.unnamed
         if statement is None or (statement.verdict is UNREAD and exchange.unnamed is not statement):
             if exchange.unnamed is not None:
+                exchange.doubt_unnamed()
                 exchange.unnamed = None  # it may be another client's
                 exchange.edit(Op.SWALLOW)
                 self._book(close_statement(b""), done)
             return None
         if exchange.unnamed is not statement:
+            exchange.doubt_unnamed()
             exchange.unnamed = statement
             exchange.edit(Op.SWALLOW)
             self._book(statement.parse(b""), done)
@@ -502,7 +500,7 @@ class _Care:
             raise ClientViolation(
                 f"a statement of {length} bytes can't be prepared under a name (no more than {TEXT_LIMIT})"
             )
-        self._client.unnamed = self._exchange.unnamed = Statement(data[6:_SHOWN] + _NO_TEXT, UNREAD)
+        self._exchange.change_unnamed(self._client, Statement(data[6:_SHOWN] + _NO_TEXT, UNREAD))
         return self._plain(data, length, done)
 
 

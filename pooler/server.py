@@ -41,6 +41,7 @@ from protocol.kinds import IDLE
 from protocol.messages import TERMINATE, read_error
 from protocol.parameters import Profile, change
 from protocol.sql import Verdict
+from protocol.statements import Statement
 
 
 class Borrower(Protocol):
@@ -53,6 +54,8 @@ class Borrower(Protocol):
     """Its settings at login."""
     profile: Profile | None
     """Its settings now."""
+    unnamed: Statement | None
+    """Its unnamed statement."""
     pending: bytes
     """Requests that have not been sent on."""
 
@@ -157,6 +160,7 @@ class ServerSession(asyncio.Protocol):
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
         self.exchange.on_parameter = self._parameter_reported
+        self.exchange.on_unnamed = self._unnamed_stays
         self.exchange.on_statement_lost = state.statements_lost
         self.exchange.on_stale_plan = state.sharing.library.plans_are_stale
         if state.sharing.audit and not duties.session_mode:
@@ -397,6 +401,11 @@ class ServerSession(asyncio.Protocol):
             alone = Moment(exchange.queries + len(exchange.owed) + 1, exchange.errors)
         self.state.suspect(verdict, text, alone)
         self.hold |= ASK
+
+    def _unnamed_stays(self, statement: Statement | None) -> None:
+        """An error has kept its client from changing its unnamed statement."""
+        if self.client is not None:
+            self.client.unnamed = statement
 
     def _parameter_reported(self, payload: bytes) -> None:
         by_client = (self.client is not None or self._way.finishing) and not self.exchange.hidden

@@ -43,6 +43,8 @@ _CLOSING: Final = frozenset(
 _NEEDED_WHOLE: Final = frozenset(
     (COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS)
 )
+_READY: Final = READY_FOR_QUERY.to_bytes()
+_READY_SIZE: Final = 6
 _DROPPED: Final = (b"DISCARD ALL\0", b"DEALLOCATE ALL\0")
 
 
@@ -60,6 +62,8 @@ def alter_replies(exchange: Exchange, data: bytes) -> tuple[bytes, bool]:
     end = len(data)
     at = min(_begun(exchange, data), end)
     if at:
+        if exchange.replies_head[:1] == _READY and len(exchange.replies_head) + at == _READY_SIZE:
+            exchange.finish_head()
         free = scan_replies(exchange, data[:at])
         told += (data[:at], exchange.take_inserts())
     while at < end:

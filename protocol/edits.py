@@ -3,12 +3,14 @@
 A named statement that this server lacks is parsed there ahead of its Bind, and the client must not see that reply; one
 that is there already is not parsed again, and the client must see one. Such differences are noted beside the request
 that they belong to, in the entry of the queue of owed replies (see exchange.py), so that an error that makes the
-server skip a request also drops what was noted for it.
+server skip a request also drops what was noted for it. So it does with changes of the client's unnamed statement.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
-from typing import final
+from typing import Protocol, final
+
+from protocol.statements import Statement
 
 
 class Op(Enum):
@@ -49,17 +51,72 @@ class Edit:
         """Called if it is carried out."""
 
 
+class Holder(Protocol):
+    """The client."""
+
+    unnamed: Statement | None
+    """Its unnamed statement, which lives on after the server has gone to somebody else."""
+
+
+@final
+class Change:
+    """A change of the client's unnamed statement that an error may prevent, or that comes behind one of these."""
+
+    __slots__ = ("at", "before")
+
+    def __init__(self, at: int, before: Statement | None) -> None:
+        self.at = at
+        """How many requests of its run were sent before the one that makes it."""
+        self.before = before
+        """What is the unnamed statement if it is not made."""
+
+
 @final
 class Unit(int):
-    """An entry of Exchange.owed with edits. As an int it is what it would be without them."""
+    """An entry of Exchange.owed with edits or changes. As an int it is what it would be without them."""
 
     edits: list[Edit]
+    changes: list[Change]
     hidden: bool
     """All of its replies are for the pooler."""
 
-    def __new__(cls, entry: int, edits: list[Edit] | None = None, *, hidden: bool = False) -> "Unit":
-        """Return the entry `entry` with `edits`, in the order of the requests they belong to."""
+    def __new__(
+        cls,
+        entry: int,
+        edits: list[Edit] | None = None,
+        changes: list[Change] | None = None,
+        *,
+        hidden: bool = False,
+    ) -> "Unit":
+        """Return the entry `entry` with `edits` and `changes`, in the order of the requests they belong to."""
         unit = super().__new__(cls, entry)
         unit.edits = edits or []
+        unit.changes = changes or []
         unit.hidden = hidden
         return unit
+
+
+def skip_changes(entries: Iterable[int], answered: int) -> tuple[list[Change], Change | None]:
+    """Strike off what is not changed because the request `answered` of the first of `entries` has failed.
+
+    Return that, and the first change that is made nevertheless, behind the Sync that ends the skipping.
+    """
+    rest = iter(entries)
+    skipped: list[Change] = []
+    at = answered
+    for entry in rest:
+        changes = entry.changes if isinstance(entry, Unit) else []
+        skipped += [change for change in changes if change.at >= at]
+        if at == answered >= 0 and skipped and skipped[0].at == at:
+            skipped[0].before = None  # it is the Parse that has failed
+        changes.clear()
+        at = -1
+        if entry >= 0:
+            break
+    return skipped, next(_changes(rest), None)
+
+
+def _changes(entries: Iterator[int]) -> Iterator[Change]:
+    for entry in entries:
+        if isinstance(entry, Unit):
+            yield from entry.changes

@@ -25,13 +25,18 @@ and `run` counts the extended requests behind all of that. Each of them has one 
 
 An entry whose replies are not all passed on as they come is an edits.Unit, an int all the same; `edits` are those of
 the open run. `edited` counts all edits that are not done yet: while it is 0, replies are passed on unseen.
+
+What changes the client's unnamed statement is believed when it is sent. A Parse that begins a run can't be skipped,
+only fail, and that there was one is all that `first_parse` has to tell. What may be skipped, or comes behind what may,
+is noted as a Change: it costs the replies nothing, and an error finds there what the unnamed statement was.
 """
 
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Final, final
 
-from protocol.edits import Edit, Op, Unit
+from protocol.edits import Change, Edit, Holder, Op, Unit, skip_changes
 from protocol.errors import ServerViolation
 from protocol.kinds import IDLE
 from protocol.statements import UNSURE, Statement
@@ -56,10 +61,13 @@ class Exchange:
 
     __slots__ = (
         "answered",
+        "changes",
+        "doubt",
         "edited",
         "edits",
         "error_at",
         "errors",
+        "first_parse",
         "held",
         "hidden_error",
         "max_row",
@@ -67,6 +75,7 @@ class Exchange:
         "on_parameter",
         "on_stale_plan",
         "on_statement_lost",
+        "on_unnamed",
         "owed",
         "queries",
         "replies_head",
@@ -104,12 +113,20 @@ class Exchange:
         """The first bytes of a reply that has to be whole before it can be passed on."""
         self.edits: list[Edit] = []
         """Edits of the open run, in the order of their requests; `mode` is EDITING as long as there are any."""
+        self.changes: list[Change] = []
+        """What the open run changes, likewise; `mode` says nothing of that."""
         self.edited = 0
         """How many edits are not done yet, hidden units counted as one each."""
         self.hidden_error: bytes | None = None
         """The payload of the last ErrorResponse in a hidden unit."""
         self.unnamed: Statement | None = None
         """What the server's unnamed statement is; None = it has none; UNSURE = what was to change that was skipped."""
+        self.first_parse = -1
+        """The value of `queries` when a Parse of it was sent as the first request of all that is owed."""
+        self.doubt = -1
+        """The highest value of `queries` with which one that was sent later may still be skipped."""
+        self.on_unnamed: Callable[[Statement | None], None] = _ignore
+        """Called with what the client's unnamed statement is, if that is not what the last request made it."""
         self.on_parameter: Callable[[bytes], None] = _ignore
         """Called with the payload of each ParameterStatus."""
         self.on_statement_lost: Callable[[], None] = _nothing
@@ -149,7 +166,7 @@ class Exchange:
             self.owed.append(OWED_QUERY)
 
     def book_sync(self) -> None:
-        """Book a Sync that comes inside a skipped run, a copy, or a run with edits."""
+        """Book a Sync that comes inside a skipped run, a copy, or a run with edits or changes."""
         if self.mode != COPYING_IN:
             self._close_run(self.run)
 
@@ -172,14 +189,78 @@ class Exchange:
             self.owed.append(OWED_COPY_END)
 
     def _break_run(self) -> None:
-        if self.run or self.edits:
+        if self.run or self.edits or self.changes:
             self._close_run(UNCLOSED - self.run)
 
     def _close_run(self, entry: int) -> None:
-        self.owed.append(Unit(entry, self.edits) if self.edits else entry)
+        self.owed.append(Unit(entry, self.edits, self.changes) if self.edits or self.changes else entry)
         self.edits = []
+        self.changes = []
         self.run = 0
         self.mode = NORMAL
+
+    # --- the unnamed statement
+
+    def change_unnamed(self, holder: Holder, statement: Statement | None) -> None:
+        """Note that the extended request that is booked next makes `statement` the unnamed one, or ends it."""
+        if self.skipping:
+            return
+        if self.run or self.owed:
+            self._note_change(holder)
+        else:
+            self.first_parse = self.queries
+        holder.unnamed = self.unnamed = statement
+
+    def end_unnamed(self, holder: Holder) -> None:
+        """Note that the Query that is booked next ends it."""
+        if self.skipping:
+            return
+        if self.run or self.unnamed_in_doubt:
+            self._note_change(holder)
+            self.mode = EDITING
+        holder.unnamed = self.unnamed = None
+
+    def _note_change(self, holder: Holder) -> None:
+        self.changes.append(Change(self.run, holder.unnamed))
+        self.doubt = self.queries + len(self.owed)
+
+    def doubt_unnamed(self) -> None:
+        """Note that the request that is booked next may be skipped, so that the server's is not what it was to be."""
+        self.doubt = self.queries + len(self.owed)
+
+    @property
+    def unnamed_in_doubt(self) -> bool:
+        """An earlier run may still fail, and with it what was to change the client's unnamed statement or the server's.
+
+        Not what this run has changed: if that is skipped, so is what comes next.
+        """
+        return bool(self.owed) and not self.changes and self.queries <= max(self.doubt, self.first_parse)
+
+    def watch_replies(self) -> bool:
+        """Have everything that is owed looked at when it is answered; False if nothing is."""
+        self._strike_answered()
+        if self.owed and not self.edited:
+            last = self.owed.pop()
+            unit = last if isinstance(last, Unit) else Unit(last)
+            unit.edits.append(Edit(Op.LAST))
+            self.owed.append(unit)
+            self.edited += 1
+        return bool(self.owed)
+
+    def _undo_changes(self) -> None:
+        """The client's unnamed statement is what it was before what is skipped; none if its Parse is what failed."""
+        open_run = Unit(UNCLOSED - self.run, changes=self.changes)
+        skipped, later = skip_changes(chain(self.owed, (open_run,)), self.answered)
+        if self.first_parse == self.queries and not self.answered:
+            before = None
+        elif skipped:
+            before = skipped[0].before
+        else:
+            return
+        if later is not None:
+            later.before = before
+        else:
+            self.on_unnamed(before)
 
     # --- edits
 
@@ -291,6 +372,7 @@ class Exchange:
         owed = self.owed
         if not owed or owed[0] != OWED_QUERY:
             self.unnamed = UNSURE
+            self._undo_changes()
         if owed:
             if owed[0] > UNCLOSED:
                 self._drop_edits(self.head_edits)
@@ -367,6 +449,7 @@ class Exchange:
 
     def _strike_answered_head(self) -> None:
         self.answered -= max(0, UNCLOSED - self.owed[0])
+        self.first_parse = -1
         self._strike()
 
     def _swallow(self, index: int) -> None:
@@ -387,7 +470,7 @@ class Exchange:
             self.mode = COPYING_IN
 
 
-def _ignore(_: bytes) -> None:
+def _ignore(_: object) -> None:
     pass
 
 

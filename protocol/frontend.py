@@ -6,8 +6,9 @@ stops before what is more than plain forwarding: named statements, and texts tha
 
 from collections.abc import Mapping
 from struct import Struct
-from typing import Final, Protocol, final
+from typing import Final, final
 
+from protocol.edits import Holder
 from protocol.errors import ClientViolation
 from protocol.exchange import NORMAL, OWED_QUERY, Exchange
 from protocol.kinds import (
@@ -80,13 +81,6 @@ _STATEMENT: Final = ord("S")  # in Describe and Close; P = a portal
 _SHORT_KINDS: Final = frozenset((DESCRIBE, EXECUTE, CLOSE, SYNC, FLUSH, COPY_DONE, COPY_FAIL, TERMINATE))
 
 
-class Holder(Protocol):
-    """The client whose requests are scanned."""
-
-    unnamed: Statement | None
-    """Its unnamed statement, which lives on after the server has gone to somebody else."""
-
-
 @final
 class _Nobody:
     """Whose session state is not watched."""
@@ -130,7 +124,10 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
                 or library.is_plain_query(data)
             )
         ):
-            holder.unnamed = exchange.unnamed = None  # a Query ends it
+            if exchange.owed or exchange.run:
+                exchange.end_unnamed(holder)
+            else:
+                holder.unnamed = exchange.unnamed = None
             if exchange.mode == NORMAL and not exchange.run:
                 exchange.owed.append(OWED_QUERY)
             else:
@@ -161,7 +158,11 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
                 statement = None if data[at + 5] else plain.get(data[at + 6 : after])
                 if statement is None:
                     return ~at
-                holder.unnamed = exchange.unnamed = statement
+                if exchange.owed or exchange.run:
+                    exchange.change_unnamed(holder, statement)
+                else:
+                    holder.unnamed = exchange.unnamed = statement
+                    exchange.first_parse = exchange.queries
                 parsed = True
             else:
                 return ~at
@@ -172,7 +173,8 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
             else:
                 exchange.book_extended()
         elif action == _SYNC:
-            if exchange.mode == NORMAL:
+            parsed = False  # what comes next may be carried out where that was skipped
+            if exchange.mode == NORMAL and not exchange.changes:
                 exchange.owed.append(exchange.run)
                 exchange.run = 0
             else:

@@ -95,6 +95,55 @@ def test_nor_is_that_which_was_sent_while_the_server_skips() -> None:
     assert asked == parse("select 2") + RUN
 
 
+def test_a_parse_that_is_skipped_leaves_the_unnamed_statement_of_before() -> None:
+    _, [server], [client] = party()
+    exchange(client, server, parse("select 1") + sync(), PARSED + READY)
+    exchange(client, server, execute("nowhere") + parse("select 2") + sync(), ERROR + READY)
+    asked, told = exchange(client, server, RUN, PARSED + BOUND + RAN + READY)
+    assert (asked, told) == (parse("select 1") + RUN, BOUND + RAN + READY)
+
+
+def test_a_parse_that_fails_leaves_no_unnamed_statement() -> None:
+    _, [server], [client] = party()
+    exchange(client, server, parse("select 1") + sync(), PARSED + READY)
+    exchange(client, server, parse("bad") + sync(), ERROR + READY)
+    asked, _ = exchange(client, server, RUN, CLOSED + ERROR + READY)
+    assert asked == close_statement() + RUN
+
+
+def test_what_a_run_sent_ahead_finds_unnamed_is_known_only_when_the_one_before_it_is_answered() -> None:
+    _, [server], [client, other] = party(clients=2)
+    exchange(client, server, parse("select 1") + sync(), PARSED + READY)
+    exchange(other, server, parse("select 'secret'") + sync(), PARSED + READY)
+    first = execute("nowhere") + parse("select 2") + sync()
+    wire(client).receive(first + RUN)
+    assert sent(wire(server)) == first, "it has select 'secret', if that fails"
+    wire(server).receive(ERROR)
+    assert not sent(wire(server))
+    wire(server).receive(READY)
+    assert sent(wire(server)) == parse("select 1") + RUN
+    wire(server).receive(PARSED + BOUND + RAN + READY)
+    assert sent(wire(client)) == ERROR + READY + BOUND + RAN + READY
+
+
+def test_a_run_sent_ahead_goes_on_when_the_answer_it_waits_for_had_come_in_part() -> None:
+    _, [server], [client, other] = party(clients=2)
+    exchange(other, server, parse("select 2") + sync(), PARSED + READY)
+    exchange(client, server, parse("select 1") + sync(), PARSED + READY[:3])
+    wire(client).receive(RUN)
+    assert not sent(wire(server))
+    wire(server).receive(READY[3:])
+    assert exchange(client, server, b"", BOUND + RAN + READY) == (RUN, READY[3:] + BOUND + RAN + READY)
+    assert not server.exchange.edited
+
+
+def test_runs_sent_ahead_that_parse_what_they_bind_wait_for_nothing() -> None:
+    _, [server], [client] = party()
+    ahead = (parse("select 1") + RUN) * 3
+    done = (PARSED + BOUND + RAN + READY) * 3
+    assert exchange(client, server, ahead, done) == (ahead, done)
+
+
 def test_a_question_leaves_the_unnamed_statement_where_it_is() -> None:
     _, [server], [client, other] = party(clients=2)
     exchange(client, server, parse("select set_config('app.x', 'y', false)") + RUN, PARSED + BOUND + RAN + READY)

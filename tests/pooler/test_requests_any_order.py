@@ -126,9 +126,6 @@ def test_each_client_is_told_what_a_direct_connection_would_tell_it(script: list
         front.ask(requests)
         play.settle()
         check_client(front, requests)
-        if front.direct.unsure:
-            front.ask(query(""))
-            play.settle()
         for back in play.backs:
             check_server(back)
 
@@ -149,7 +146,7 @@ def test_nor_does_it_matter_how_much_it_sends_ahead(script: list[tuple[int, byte
     play = Playhouse(random.Random(seed), clients=2, size=2, max_prepared=MAX_PREPARED)
     for turn, requests, count in script:
         front = play.fronts[turn]
-        front.ask(query("") + requests if front.direct.unsure else requests)
+        front.ask(requests)
         for _ in range(count):
             play.step()
     play.settle()

@@ -59,8 +59,6 @@ class SessionModel:
         self.statements: dict[bytes, bytes] = {}
         self.portals: dict[bytes, Portal] = {}
         self.reported = self.told_at_login = self._reported()
-        self.unsure = False
-        """The last Parse of the unnamed statement has failed or was skipped: whoever sent it can't count on any."""
 
     @property
     def idle(self) -> bool:
@@ -87,14 +85,11 @@ class SessionModel:
         if kind == "S":
             self.skipping = False
             return self._ready()
-        if kind == "Q" or (kind == "P" and payload[:1] == b"\0"):
-            self.unsure = self.skipping
         if self.skipping or kind in "HdcfX":
             return b""
         try:
             return self._query(payload[:-1]) if kind == "Q" else self._extended(kind, payload)
         except SqlError as error:
-            self.unsure |= kind == "P" and payload[:1] == b"\0"
             self._abort()
             if kind == "Q":
                 return error.reply + self._ready()

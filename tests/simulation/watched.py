@@ -103,11 +103,10 @@ class WatchedWorld(World):
             text = rng.choice(SEVERAL).format(client.name.decode()) if rng.randrange(6) == 0 else self._text(client)
             return message("Q", text.encode() + b"\0")
         made = b""
-        sure = self._is_sure(client)
         for _ in range(1 + rng.randrange(4)):
             name = rng.choice(NAMES)
             kind = rng.randrange(6)
-            if kind <= 2 or (not name and not sure):
+            if kind <= 2:
                 made += message("P", name + b"\0" + self._bound_text(client).encode() + b"\0" + pack("!H", 0))
             if kind != 3:
                 made += message("B", b"\0" + name + b"\0" + pack("!HHH", 0, 0, 0)) + message("E", b"\0" + pack("!I", 0))
@@ -116,14 +115,6 @@ class WatchedWorld(World):
             if kind == 4:
                 made += message("H")
         return made + message("S")
-
-    def _is_sure(self, client: SimClient) -> bool:
-        """It has all its answers, and so knows what its unnamed statement is."""
-        session = client.session
-        if session.server is not None or session.pending or client.transport.inbox:
-            return False
-        self._feed(client, everything=True)
-        return client.got == len(client.expected) and not self.direct[session].unsure
 
     def _receive(self, client: SimClient, data: bytes) -> None:
         self.unfed[client.session] += data
