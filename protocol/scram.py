@@ -15,8 +15,18 @@ from hashlib import md5, pbkdf2_hmac, sha256
 from typing import Final, NamedTuple
 
 MECHANISM: Final = "SCRAM-SHA-256"
+MECHANISM_PLUS: Final = "SCRAM-SHA-256-PLUS"
 MAX_ITERATIONS: Final = 1_000_000
 """More rounds than this a server may not ask for: at some 3 million a second it would be a way to stop the pooler."""
+
+# gs2-header (RFC 5802, section 7), all that there may be of it here.
+UNBOUND: Final = b"n,,"
+"""The client can't bind the channel."""
+UNOFFERED: Final = b"y,,"
+"""It could, and has not been offered a mechanism that does. A server that did offer one sees that somebody has been
+in between."""
+END_POINT: Final = b"p=tls-server-end-point,,"
+"""It binds the proof to the server's certificate (RFC 5929, section 4)."""
 
 _KEY_SIZE: Final = 32
 _NONCE_SIZE: Final = 18
@@ -59,6 +69,24 @@ class ScramSecret(NamedTuple):
         if not 1 <= secret.iterations <= MAX_ITERATIONS:
             raise ValueError("SCRAM secret with an impossible number of iterations")
         return secret
+
+
+class ScramKeys(NamedTuple):
+    """What a client makes its proofs with: as good as the password, for the salt and the iterations that it is of."""
+
+    client_key: bytes
+    server_key: bytes
+    salt: bytes
+    iterations: int
+
+    def __repr__(self) -> str:
+        return "ScramKeys(***)"
+
+    @classmethod
+    def of_password(cls, password: str, salt: bytes, iterations: int) -> "ScramKeys":
+        """Derive the keys of a plain password, at about 0.3 us of CPU an iteration (the GIL is released)."""
+        salted = salted_password(password, salt, iterations)
+        return cls(_hmac(salted, b"Client Key"), _hmac(salted, b"Server Key"), salt, iterations)
 
 
 class ScramServer:
@@ -114,17 +142,26 @@ class ScramServer:
 
 
 class ScramClient:
-    """The client's side of one login. The costly derivation is the caller's, to be cached and put on a thread."""
+    """The client's side of one login. The costly derivation of the keys is the caller's, to be put on a thread."""
 
-    __slots__ = ("_client_first_bare", "_nonce", "_server_first", "_server_signature", "iterations", "salt")
+    __slots__ = (
+        "_client_first_bare",
+        "_gs2_header",
+        "_nonce",
+        "_server_first",
+        "_server_signature",
+        "iterations",
+        "salt",
+    )
 
-    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, random_bytes: Callable[[int], bytes], gs2_header: bytes = UNBOUND) -> None:
+        self._gs2_header = gs2_header
         self._nonce = b64encode(random_bytes(_NONCE_SIZE))
         self._client_first_bare = b"n=,r=" + self._nonce
 
     def first(self) -> bytes:
         """Return client-first-message."""
-        return b"n,," + self._client_first_bare
+        return self._gs2_header + self._client_first_bare
 
     def challenge(self, server_first: bytes) -> None:
         """Take server-first-message; `salt` and `iterations` then say what to derive. Raises on what is wrong."""
@@ -142,13 +179,12 @@ class ScramClient:
         self._nonce = nonce[2:]
         self._server_first = server_first
 
-    def final(self, salted: bytes) -> bytes:
-        """Return client-final-message for a salted password (see salted_password)."""
-        without_proof = b"c=biws,r=" + self._nonce  # biws: "n,,", no channel binding
+    def final(self, keys: ScramKeys, binding: bytes = b"") -> bytes:
+        """Return client-final-message. `binding` is the channel's, where the header says END_POINT."""
+        without_proof = b"c=%b,r=%b" % (b64encode(self._gs2_header + binding), self._nonce)
         auth_message = b",".join((self._client_first_bare, self._server_first, without_proof))
-        client_key = _hmac(salted, b"Client Key")
-        proof = _xor(client_key, _hmac(sha256(client_key).digest(), auth_message))
-        self._server_signature = _hmac(_hmac(salted, b"Server Key"), auth_message)
+        proof = _xor(keys.client_key, _hmac(sha256(keys.client_key).digest(), auth_message))
+        self._server_signature = _hmac(keys.server_key, auth_message)
         return without_proof + b",p=" + b64encode(proof)
 
     def verify(self, server_final: bytes) -> None:

@@ -9,14 +9,17 @@ from scramp import ScramClient as OtherClient
 from scramp import ScramMechanism
 
 from protocol.scram import (
+    END_POINT,
     MAX_ITERATIONS,
+    UNBOUND,
+    UNOFFERED,
     AuthenticationFailedError,
     ScramClient,
+    ScramKeys,
     ScramSecret,
     ScramServer,
     md5_response,
     md5_secret,
-    salted_password,
     saslprep,
 )
 
@@ -51,7 +54,7 @@ def test_the_clients_side_of_the_rfcs_example() -> None:
     client._nonce = b"rOprNGfwEbeRWgbNEkqO"
     client._client_first_bare = b"n=user,r=" + client._nonce
     client.challenge(SERVER_FIRST.encode())
-    assert client.final(salted_password("pencil", client.salt, client.iterations)).decode() == CLIENT_FINAL
+    assert client.final(ScramKeys.of_password("pencil", client.salt, client.iterations)).decode() == CLIENT_FINAL
     client.verify(SERVER_FINAL.encode())
 
 
@@ -77,8 +80,19 @@ def test_an_independent_server_lets_us_in(password: str) -> None:
     client._client_first_bare = b"n=user,r=" + client._nonce  # that server wants to hear a name
     other.set_client_first(client.first().decode())
     client.challenge(other.get_server_first().encode())
-    other.set_client_final(client.final(salted_password(password, client.salt, client.iterations)).decode())
+    other.set_client_final(client.final(ScramKeys.of_password(password, client.salt, client.iterations)).decode())
     client.verify(other.get_server_final().encode())
+
+
+@pytest.mark.parametrize("header", [UNBOUND, UNOFFERED, END_POINT])
+def test_the_first_message_says_what_the_client_makes_of_the_channel_and_the_last_says_it_again(header: bytes) -> None:
+    client = ScramClient(zeros, header)
+    first = client.first()
+    assert first.startswith(header + b"n=,r=")
+    client.challenge(first[len(header) + 3 :] + b"x,s=QQ==,i=1")
+    binding = b"hash of a certificate" if header == END_POINT else b""
+    final = client.final(ScramKeys.of_password("pencil", client.salt, client.iterations), binding)
+    assert final.startswith(b"c=" + b64encode(header + binding) + b",r=")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +160,7 @@ def test_a_challenge_that_is_wrong_is_refused(challenge: str) -> None:
 def test_a_server_that_does_not_know_the_password_is_refused(final: str) -> None:
     client = ScramClient(zeros)
     client.challenge(b"r=" + client._nonce + b"x,s=QQ==,i=1")
-    client.final(salted_password("pencil", client.salt, client.iterations))
+    client.final(ScramKeys.of_password("pencil", client.salt, client.iterations))
     with pytest.raises(AuthenticationFailedError):
         client.verify(final.encode())
 
