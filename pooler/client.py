@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from pooler.hold import ASKING, BLOCKED, DRESSING, PARTING, RESETTING, STALLED, WAITING
+from pooler.hold import AHEAD, ASKING, BLOCKED, DRESSING, PARTING, RESETTING, STALLED, WAITING
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
 from protocol.errors import ClientViolation
@@ -134,6 +134,8 @@ class ClientSession(asyncio.Protocol):
         elif server.hold & BLOCKED and (server.hold & WAITING or server.exchange.quiet):
             if data == TERMINATE and (server.hold & ASKING or server.exchange.quiet):
                 self._quit()
+            elif data == TERMINATE and server.hold & AHEAD:
+                self._leave(server)
             else:
                 self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
             return
@@ -186,13 +188,14 @@ class ClientSession(asyncio.Protocol):
         """Send `data` to the linked server behind this client's settings.
 
         If these can't be applied, the server is left in a failed transaction, where nothing else is carried out. What
-        may lead out of that has to wait until they are.
+        may lead out of that has to wait until they are, and so has what comes after `data`.
         """
         server.dress(self.profile)
         if _LEADS_OUT(data):
             server.hold |= DRESSING
             self._keep(data)
             return
+        server.hold |= AHEAD
         self._forward(server, data)
 
     def serve(self, server: "ServerSession") -> None:

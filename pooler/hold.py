@@ -19,8 +19,9 @@ RESHAPED: Final = 8192  # a statement has run that may have changed what others 
 STALLED: Final = 16384  # its client's next request needs to know how an earlier one ends
 DRESSING: Final = 32768  # it is being given its client's settings, and its client's request waits for that
 RESETTING: Final = 65536  # what its client has logged in with is about to be reset, and has to be put on again
+AHEAD: Final = 131072  # its client's settings went ahead of a request, and the next one waits for them
 
-WAITING: Final = ASKING | DRESSING | RESETTING
+WAITING: Final = ASKING | DRESSING | RESETTING | AHEAD
 """While one of these is set, a client that is linked has to wait."""
 BLOCKED: Final = CANCELLING | WAITING
 """While one of these is set, it may have to."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, final
 
 from pooler.hold import (
+    AHEAD,
     ASK,
     ASKING,
     AUDIT,
@@ -209,8 +210,8 @@ class ServerSession(asyncio.Protocol):
         if self.client is None:
             return  # it has just been ended
         exchange = self.exchange
-        stalled = bool(self.hold & STALLED)
-        self.hold &= ~STALLED
+        kept = self.hold & (STALLED if exchange.hidden else STALLED | AHEAD)
+        self.hold &= ~kept
         client.transport.write(data)
         if self.hold & DRESSING and not exchange.hidden:
             self.hold &= ~DRESSING
@@ -225,7 +226,7 @@ class ServerSession(asyncio.Protocol):
             self.pool.release(self)
         elif self._duties.statement_mode and exchange.status != IDLE and exchange.quiet:
             client.transaction_in_statement_mode()
-        if stalled:
+        if kept:
             client.proceed()
 
     def _free_on_hold(self, client: Borrower) -> None:
@@ -295,7 +296,7 @@ class ServerSession(asyncio.Protocol):
         `politely` if the client said good-bye, so that what it has sent may still be worth finishing.
         """
         self.client = None
-        self.hold &= ~(PARTING | DRESSING | RESETTING | STALLED)
+        self.hold &= ~(PARTING | DRESSING | AHEAD | RESETTING | STALLED)
         if self.hold & CHOKED:
             self.unchoke()
         if self.asker is not None:
@@ -380,7 +381,7 @@ class ServerSession(asyncio.Protocol):
     def _not_dressed(self, client: Borrower | None) -> None:
         """Its client's settings could not be applied; what that has sent behind them was not carried out."""
         self.profile = self._undressed
-        self.hold = (self.hold | ASK) & ~DRESSING
+        self.hold = (self.hold | ASK) & ~(DRESSING | AHEAD)
         if client is not None:
             error = read_error(self.exchange.hidden_error or b"")
             client.end(

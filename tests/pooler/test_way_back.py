@@ -297,6 +297,29 @@ def test_what_could_end_a_failed_transaction_waits_for_the_settings() -> None:
     assert house.census() == FREE
 
 
+def test_what_comes_behind_the_first_request_waits_for_the_settings() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(client).receive(query("rollback"))
+    assert sent(wire(server)) == b""
+    wire(server).receive(DRESSED)
+    assert texts(sent(wire(server))) == ["rollback"]
+    wire(server).receive(DONE + DONE)
+    assert sent(wire(client)) == DONE + DONE
+    assert house.census() == FREE
+
+
+def test_what_waits_for_the_settings_is_sent_when_everything_before_is_answered_at_once() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(client).receive(query("select 6"))
+    wire(server).receive(DRESSED + DONE)
+    assert texts(sent(wire(server))) == ["select 6"]
+    wire(server).receive(DONE)
+    assert sent(wire(client)) == DONE + DONE
+    assert house.census() == FREE
+
+
 # --- whoever is gone meanwhile
 
 
