@@ -4,6 +4,7 @@ Some of it makes no sense, such as COMMIT outside a transaction: Postgres says w
 """
 
 import re
+from collections.abc import Sequence
 from shlex import quote
 from typing import Final
 
@@ -37,7 +38,13 @@ def mixed(*weighted: tuple[int, st.SearchStrategy[str]]) -> st.SearchStrategy[st
     return st.sampled_from([each for weight, each in weighted for _ in range(weight)]).flatmap(lambda each: each)
 
 
-names = st.sampled_from(sorted(SETTINGS))
+def a_few(what: str, choices: Sequence[str]) -> st.SearchStrategy[str]:
+    """Return one of a few of `choices`, the same few throughout an example: what happens once is to happen again."""
+    few = st.lists(st.sampled_from(choices), min_size=1, max_size=3, unique=True)
+    return st.shared(few, key=what).flatmap(st.sampled_from)
+
+
+names = a_few("settings", sorted(SETTINGS))
 assignments = names.flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(SETTINGS[name])))
 
 
@@ -106,12 +113,12 @@ blocks = texts("{}", "begin", "begin", "commit", "rollback", "commit and chain",
 savepoints = st.one_of(
     texts("savepoint {}", "one", "two"), texts("rollback to {}", "one", "two"), texts("release {}", "one", "two")
 )
-statements = mixed(
+together = mixed(
     (3, sets), (2, identities), (2, resets), (4, pins), (4, unpins), (4, uses), (4, blocks), (2, savepoints)
 )
-several = st.lists(statements, min_size=2, max_size=4).map("; ".join)
+statements = mixed((25, together), (1, texts("deallocate {}", "p", "q", "r")))
+several = st.lists(together, min_size=2, max_size=4).map("; ".join)
 
-# Few, so that several clients prepare the same.
 PREPARED: Final = (
     "select v from t",
     "select nullif(current_setting('app.x', true), '')",
@@ -121,33 +128,33 @@ PREPARED: Final = (
     "commit",
     "rollback",
     "deallocate all",
+    "deallocate p",
 )
 PREPARED_WITH_PARAMETER: Final = (
     "select $1::text",
     "select set_config('work_mem', $1, false)",
     "select set_config($1, '2', false)",
 )
-messages = st.one_of(
-    st.builds("parse {} {}".format, st.sampled_from(("p", "q", '""')), st.sampled_from(PREPARED)),
-    texts("parse r {}", *PREPARED_WITH_PARAMETER),
-    texts("run {} []", "p", "q", '""'),
-    texts('run r ["{}"]', "1MB", "app.x", "app.y"),
-    texts("describe {}", "p", "q", "r"),
-    texts("close {}", "p", "q", "r", '""'),
-    st.builds("parse {0} {1} | run {0} []".format, st.sampled_from(("p", '""')), st.sampled_from(PREPARED)),
-    statements.map("extended {}".format),
-    texts("extended deallocate {}", "p", "q", "r"),
-    st.just("sync"),
+prepared = a_few("prepared", PREPARED)
+prepared_names = st.sampled_from(("p", "q", '""'))
+messages = mixed(
+    (3, st.builds("parse {} {}".format, prepared_names, prepared)),
+    (1, texts("parse r {}", *PREPARED_WITH_PARAMETER)),
+    (4, prepared_names.map("run {} []".format)),
+    (1, texts('run r ["{}"]', "1MB", "app.x", "app.y")),
+    (1, texts("describe {}", "p", "q", "r")),
+    (2, texts("close {}", "p", "q", "r", '""')),
+    (2, st.builds("parse {0} {1} | run {0} []".format, prepared_names, prepared)),
+    (4, statements.map("extended {}".format)),
 )
-pipelines = st.lists(messages, min_size=1, max_size=4).map(lambda each: " | ".join((*each, "sync")))
+runs = st.lists(messages, min_size=1, max_size=4).map(lambda each: " | ".join((*each, "sync")))
+pipelines = st.lists(mixed((3, runs), (1, statements.map("query {}".format))), min_size=1, max_size=3).map(" | ".join)
 
 startups = st.lists(assignments, max_size=3, unique_by=lambda each: each[0]).map(
     lambda chosen: " ".join(("login", *(quote(f"{name}={value}") for name, value in chosen)))
 )
 turns = mixed(
-    (9, statements.map(": {}".format)),
-    (2, several.map(": {}".format)),
-    (1, texts(": deallocate {}", "p", "q", "r")),
+    (10, mixed((5, statements), (1, several)).map("> query {}".format)),
     (6, pipelines.map("> {}".format)),
     (1, startups.map(" {}".format)),
     (1, texts(" {}", "leaves", "vanishes")),
@@ -156,51 +163,48 @@ turns = mixed(
 
 _DO: Final = re.compile(r"do \$\$.*?\$\$")
 _PINS: Final = re.compile(r"\b(temporary table own|listen (?!\*)|prepare s|with hold|pg_try_advisory_lock)")
-_RESETS: Final = re.compile(r"\b(reset|to default|discard all)\b")
+_RESETS: Final = re.compile(r"\b(reset|to default|discard all|session authorization|role none)\b")
 
 
-# --- about steps: a letter, ": " and statements, or "> " and messages
+def units(line: str) -> list[list[str]]:
+    """Return the messages of a step, apart by what is answered with one ReadyForQuery each."""
+    found: list[list[str]] = [[]]
+    for message in line.partition("> ")[2].split(" | "):
+        if message != "sync":
+            found[-1].append(message)
+        if message == "sync" or is_query(message):
+            found.append([])
+    return found[:-1]
 
 
-def pins_visibly(line: str) -> bool:
-    """Tell whether a text shows that it may pin its client."""
-    return bool(_PINS.search(_DO.sub("", line).replace("unlisten", "")))
+def is_query(message: str) -> bool:
+    return message.startswith("query ")
 
 
-def resets_something(line: str) -> bool:
-    return bool(_RESETS.search(line))
+def replaces_unnamed(message: str) -> bool:
+    return message.startswith(('parse ""', 'close ""', "extended "))
 
 
-def alone(line: str) -> bool:
-    """Tell whether it is one statement."""
-    return ";" not in _DO.sub("", line) and line.count(" | ") < 2
+def pins_visibly(text: str) -> bool:
+    """Tell whether it shows that a client may be pinned."""
+    return bool(_PINS.search(_DO.sub("", text)))
+
+
+def resets_something(text: str) -> bool:
+    return bool(_RESETS.search(text))
+
+
+def is_single(unit: list[str]) -> bool:
+    """Tell whether there is but one statement."""
+    return len(unit) == 1 and ";" not in _DO.sub("", unit[0])
 
 
 def in_vain(line: str) -> str:
-    """Return the step with what would pin its client replaced by what Postgres refuses."""
-    if line[1] == ":":
-        return f"{line[:3]}nonsense"
+    """Return a step with what would pin its client replaced by what Postgres refuses."""
     messages = line.split(" | ")
     at = next(at for at, message in enumerate(messages) if pins_visibly(message))
-    messages[at] = messages[at].replace("extended ", 'parse "" ') + " | run nonsense []"
+    if "query " in messages[at]:
+        messages[at] = f"{line[:3]}query nonsense"
+    else:
+        messages[at] = messages[at].replace("extended ", 'parse "" ') + " | run nonsense []"
     return " | ".join(messages)
-
-
-def replaces_unnamed(line: str) -> bool:
-    return bool(re.search(r'> .*((parse|close) ""|extended )', line))
-
-
-def unnamed_in_doubt(line: str, *, before: bool) -> bool:
-    """Tell whether an unnamed statement is bound that may be another one through a pooler: see Known limits.
-
-    With `before`, that was so already.
-    """
-    in_doubt, parsed = before, False
-    for message in line[3:].split(" | "):
-        if message == "sync":
-            in_doubt, parsed = in_doubt or parsed, False
-        elif replaces_unnamed(f"> {message}"):
-            parsed = True
-        elif message.startswith('run ""') and in_doubt and not parsed:
-            return True
-    return False

@@ -8,16 +8,18 @@ import re
 from ast import literal_eval
 from collections.abc import Mapping
 from difflib import ndiff
+from itertools import chain
 from typing import Final
 
 from tests.session_state.clients import Client
 from tests.session_state.machine_texts import (
-    alone,
     in_vain,
+    is_query,
+    is_single,
     pins_visibly,
     replaces_unnamed,
     resets_something,
-    unnamed_in_doubt,
+    units,
 )
 from tests.session_state.notation import Leave, Login, Say, read_step
 
@@ -66,29 +68,35 @@ class Twins:
     def may_say(self, line: str, *, crowded: bool) -> bool:
         """Tell whether what has to be answered is known. With `crowded`, no other client may be pinned.
 
-        What is not known is in Known limits (docs/session-state.md), or depends on time: what is refused depends on
-        whether the pooler has heard yet that the transaction has failed.
+        What is not known is in Known limits (docs/session-state.md), or depends on whether pgfunnel has heard yet how
+        what came before in the same step has ended.
         """
-        if unnamed_in_doubt(line, before=self._unnamed_in_doubt):
+        first, *rest = units(line)
+        if rest and crowded and not self.pins:
             return False
-        if self._startup and resets_something(line) and (not alone(line) or self.straight.status != "I"):
+        if any(message.startswith(("parse p", "parse q", "parse r")) for message in chain(*rest)):
+            return False  # a Parse that the server does not get, as it has the statement, where the transaction failed
+        if self._startup and any(map(resets_something, chain(*rest))):
             return False
-        return not self._refused(line, crowded=crowded) or line.count("sync") < 2
+        if self._startup and any(map(resets_something, first)):
+            return is_single(first) and self.straight.status == "I"
+        return not self._binds_in_doubt(line)
 
     def say(self, line: str, *, crowded: bool) -> None:
         """Say it twice. With `crowded`, what would pin it is refused; Postgres is then told what it refuses, too."""
+        refused = crowded and not self.pins and self.straight.status != "E" and pins_visibly(line)
         pooled = self._do(self.pooled, line)
-        if self._refused(line, crowded=crowded):
-            straight = self._do(self.straight, in_vain(line))
+        straight = self._do(self.straight, in_vain(line) if refused else line)
+        if refused:
             pooled = [TOO_MANY.sub("error", words) for words in pooled]
             straight = [IN_VAIN.sub("error", words) for words in straight]
-        else:
-            straight = self._do(self.straight, line)
         compare(straight, pooled)
-        if replaces_unnamed(line):
-            self._unnamed_in_doubt = any(words.startswith("error ") for words in straight)
-        elif ": " in line[:3]:
-            self._unnamed_in_doubt = False
+        failed = any(words.startswith("error ") for words in straight)
+        for unit in units(line):
+            if is_query(unit[0]):
+                self._unnamed_in_doubt = False
+            elif any(map(replaces_unnamed, unit)):
+                self._unnamed_in_doubt = failed
 
     def look(self, *, crowded: bool = False) -> bool:
         """Look at the session, if that is possible; return whether it goes on, or has to end as it can't be pinned.
@@ -122,8 +130,17 @@ class Twins:
         assert isinstance(does, Say)
         return client.say(does)
 
-    def _refused(self, line: str, *, crowded: bool) -> bool:
-        return crowded and not self.pins and self.straight.status != "E" and pins_visibly(line)
+    def _binds_in_doubt(self, line: str) -> bool:
+        """An unnamed statement is bound that may be another one through pgfunnel."""
+        in_doubt = self._unnamed_in_doubt
+        for unit in units(line):
+            replaced = False
+            for message in unit:
+                if message.startswith('run ""') and in_doubt and not replaced:
+                    return True
+                replaced |= replaces_unnamed(message)
+            in_doubt = (in_doubt or replaced) and not is_query(unit[0])
+        return False
 
     def _listen(self) -> None:
         """All notifications come before those that one sends to oneself."""

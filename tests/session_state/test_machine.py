@@ -31,7 +31,7 @@ EXAMPLES: Final = int(os.environ.get("PGFUNNEL_MACHINE_EXAMPLES", "0"))
 STRAIGHT: Final = "straight"
 POOLED: Final = "pooled"
 SERVERS: Final = 2
-MOST_CLIENTS: Final = 4
+MOST_CLIENTS: Final = 3
 LOGINS: Final = [f"login_{number}" for number in range(500)]
 
 
@@ -109,7 +109,7 @@ class Machine(RuleBasedStateMachine):
         """The pins that have been checked last."""
         self._crowd = self.stage.crowd(self._login)
 
-    @initialize(startups=st.lists(some.startups, min_size=2, max_size=3))
+    @initialize(startups=st.lists(some.startups, min_size=2, max_size=MOST_CLIENTS))
     def begin(self, startups: list[str]) -> None:
         for startup in startups:
             self._arrive(startup)
@@ -217,7 +217,7 @@ def test_clients_that_share_two_servers_are_told_what_postgres_tells_them(
         run_state_machine_as_test(
             Staged,
             settings=settings(
-                max_examples=EXAMPLES or 15,
+                max_examples=EXAMPLES or 20,
                 stateful_step_count=50,
                 derandomize=not EXAMPLES,
                 print_blob=True,
