@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
+from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel
 
 VERSIONS: Final = EmbeddedPostgres.available_versions()
@@ -43,6 +44,12 @@ def pytest_configure() -> None:
     """Undo what a shell does to jobs in the background: the programs under test would ignore SIGINT, too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Give the certificates that all tests share."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 def start_postgres(version: int, **settings: str) -> EmbeddedPostgres:
