@@ -64,7 +64,9 @@ class EmbeddedPostgres:
 
     `settings` are postgresql.conf settings, and may be changed between a stop and a start. `hba` are
     pg_hba.conf lines; the superuser can always come in over the socket unless they say otherwise. A
-    `directory` that the caller names is kept (and its cluster reused), one of our own goes on exit.
+    `directory` that the caller names is kept (and its cluster reused), one of our own goes on exit. `files` are
+    copied next to the data at each start, by name, for settings such as ssl_key_file. `bin_dir` has other binaries
+    than those that are found first.
     """
 
     host: Final = "127.0.0.1"
@@ -77,11 +79,14 @@ class EmbeddedPostgres:
         hba: Sequence[str] | None = None,
         directory: Path | None = None,
         port: int | None = None,
+        files: Mapping[str, Path] | None = None,
+        bin_dir: Path | None = None,
     ) -> None:
         self.version = version
         self.settings = {**_THROWAWAY, **(settings or {})}
         self.hba = [*(hba or _TRUST), "local all postgres trust"]
-        self.bin_dir = _bin_dir(version)
+        self.files = files or {}
+        self.bin_dir = bin_dir or _bin_dir(version)
         self.port = port or free_port()
         self._account = _unprivileged_account()
         # Apart from `directory`, whose path may be too long for a socket's (107 bytes).
@@ -233,7 +238,7 @@ class EmbeddedPostgres:
         return copy / "bin"
 
     def _write_configuration(self) -> None:
-        """Write both files anew, in place, so that they stay the cluster owner's."""
+        """Write the files anew, in place, so that they stay the cluster owner's."""
         addresses = {
             "listen_addresses": self.host,
             "port": str(self.port),
@@ -243,6 +248,12 @@ class EmbeddedPostgres:
         lines = [f"{name} = '{_escaped(value)}'" for name, value in settings]
         (self.data_dir / "postgresql.conf").write_text("\n".join(lines) + "\n")
         (self.data_dir / "pg_hba.conf").write_text("\n".join(self.hba) + "\n")
+        for name, source in self.files.items():
+            copy = self.data_dir / name
+            copy.touch(mode=0o600)  # Postgres takes no key that others might read
+            copy.write_bytes(source.read_bytes())
+            if self._account is not None:
+                os.chown(copy, self._account.pw_uid, self._account.pw_gid)
 
     def _identity(self) -> _Identity:
         """Return what makes a child process run as the cluster's owner: Postgres refuses to run as root."""
