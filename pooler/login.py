@@ -10,7 +10,8 @@ from enum import Enum, auto
 from struct import Struct
 from typing import Final, NamedTuple, cast
 
-from pooler.authentication import Authenticator, Proof
+from pooler.access.candidate import Encrypted, Proof
+from pooler.access.gate import Gate
 from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.fitting import Fittings
 from pooler.pool import Pool
@@ -27,7 +28,6 @@ from protocol.messages import (
     first_message,
     negotiate_protocol_version,
 )
-from protocol.scram import AuthenticationFailedError
 from protocol.startup import Cancel, Encryption, FirstPacket, Startup, StartupMemory
 
 MAX_PASSWORD_SIZE: Final = 10_000
@@ -65,7 +65,7 @@ class LoginDuties(NamedTuple):
     linger: Callable[[asyncio.Transport], None]
     now: Callable[[], float]
     next_id: Callable[[], int]
-    authenticator: Authenticator
+    gate: Gate
     startups: StartupMemory
     clients: Clients
     client_duties: ClientDuties
@@ -76,6 +76,7 @@ class Stage(Enum):
 
     FIRST_PACKET = auto()
     PLACE = auto()  # nobody yet: it waits for a place among max_client_conn
+    DECISION = auto()  # nobody yet: the gate makes up its mind
     PROOF = auto()
     CANCEL = auto()  # nobody: it has brought a CancelRequest
     POOL = auto()  # nobody yet: it waits for the first server of its pool
@@ -112,6 +113,11 @@ class ClientLogin(asyncio.Protocol):
         self._encryption_asked: frozenset[Encryption] = frozenset()
         self.ended = False
         self.since = self.waiting_since = 0.0
+
+    @property
+    def tls(self) -> Encrypted | None:
+        """See Candidate."""
+        return None
 
     @property
     def identified(self) -> bool:
@@ -211,19 +217,16 @@ class ClientLogin(asyncio.Protocol):
         if startup.parameters.get("replication", "off").lower() not in ("off", "false", "no", "0"):
             self.end(_NO_REPLICATION)
             return
-        out = b""
         if startup.negotiate:
-            out = negotiate_protocol_version(startup.minor, startup.unknown_options)
-        try:
-            self._proof = self._duties.authenticator.begin(startup.user)
-        except AuthenticationFailedError:
-            self._reject()
-            return
-        if not self._proof.request:
-            self._proven(out)
-            return
+            self.transport.write(negotiate_protocol_version(startup.minor, startup.unknown_options))
+        self._stage = Stage.DECISION
+        self._duties.gate.examine(self)
+
+    def ask(self, proof: Proof) -> None:
+        """See Candidate."""
+        self._proof = proof
         self._stage = Stage.PROOF
-        self.transport.write(out + self._proof.request)
+        self.transport.write(proof.request)
         if self._buffer:
             self.transport.resume_reading()
             self._advance()
@@ -235,23 +238,20 @@ class ClientLogin(asyncio.Protocol):
             return
         if kind != PASSWORD:
             raise ClientViolation(f"expected password response, got message type {kind}")
-        try:
-            out, complete = self._proof.answer(payload)
-        except AuthenticationFailedError:
-            self._reject()
-            return
-        if complete:
-            self._proven(out)
-        else:
+        self._stage = Stage.DECISION
+        out = self._duties.gate.hear(self, self._proof, payload)
+        if out is not None:
+            self._stage = Stage.PROOF
             self.transport.write(out)
 
-    def _reject(self) -> None:
-        user = self.startup.user
-        self.end(Ending(Reason.LOGIN_FAILED, "28P01", f'password authentication failed for user "{user}"'))
+    def refuse(self, ending: Ending) -> None:
+        """See Candidate."""
+        self.end(ending)
 
-    def _proven(self, out: bytes) -> None:
+    def let_in(self, out: bytes = b"", user: str = "") -> None:
+        """See Candidate."""
         self._stage = Stage.POOL
-        pool = self._pool = self._duties.pool_of(self.startup.user, self.startup.database)
+        pool = self._pool = self._duties.pool_of(user or self.startup.user, self.startup.database)
         settings = self.startup.settings
         if settings:
             fitted = self._duties.fittings.find(pool, settings)

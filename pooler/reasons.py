@@ -51,6 +51,8 @@ class Ending(NamedTuple):
     message: str = ""
     detail: str = ""
     hint: str = ""
+    why: str = ""
+    """The reason for the log, where the peer is not told it."""
 
 
 CLIENT_QUIT: Final = Ending(Reason.CLIENT_QUIT)

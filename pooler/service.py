@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from config.load import Loaded
-from pooler.authentication import Authenticator
+from pooler.access.gate import Gate
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.fitting import Fittings
@@ -110,7 +110,7 @@ class Pooler:
             now=self.now,
             next_id=ids.__next__,
             startups=StartupMemory(),
-            authenticator=Authenticator(settings.auth_type, loaded.credentials, settings.scram_iterations),
+            gate=Gate(settings.auth_type, loaded.credentials, settings.scram_iterations),
             clients=self.clients,
             client_duties=ClientDuties(
                 self._client_ended,
@@ -299,6 +299,7 @@ class Pooler:
                     database=startup.database if startup else None,
                     addr=_address(login.transport),
                     error=ending.message,
+                    why=ending.why or None,
                 )
 
     def _client_joined(self, session: ClientSession, startup: Startup) -> None:

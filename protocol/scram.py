@@ -6,6 +6,7 @@ docs/decisions/0002-scram.md.
 """
 
 import hmac
+import re
 import stringprep
 import unicodedata
 from base64 import b64decode, b64encode
@@ -30,6 +31,12 @@ END_POINT: Final = b"p=tls-server-end-point,,"
 
 _KEY_SIZE: Final = 32
 _NONCE_SIZE: Final = 18
+
+# gs2-header, then the user name, a nonce of printable characters, and extensions, which are optional and ignored. An
+# authorization identity ("a=") in the header, or an extension that may not be ignored ("m="), does not match.
+_CLIENT_FIRST: Final = re.compile(
+    rb"(%b|%b|%b)(n=[^,\0]*,r=([!-+\--~]+)(?:,[^\0]*)?)" % (UNBOUND, UNOFFERED, END_POINT)
+).fullmatch
 
 
 class AuthenticationFailedError(Exception):
@@ -92,28 +99,32 @@ class ScramKeys(NamedTuple):
 class ScramServer:
     """The server's side of one login. Give it the client's two messages in turn."""
 
-    __slots__ = ("_client_first_bare", "_gs2_header", "_nonce", "_secret", "_server_first")
+    __slots__ = ("_bound_to", "_channel", "_client_first_bare", "_nonce", "_secret", "_server_first", "keys")
 
-    def __init__(self, secret: ScramSecret, random_bytes: Callable[[int], bytes]) -> None:
+    keys: ScramKeys
+    """What the client's proof has shown, once it has: enough to log in elsewhere where the secret is the same."""
+
+    def __init__(self, secret: ScramSecret, random_bytes: Callable[[int], bytes], bound_to: bytes = b"") -> None:
+        """`bound_to` is the channel's tls-server-end-point data, if SCRAM-SHA-256-PLUS has been offered."""
         self._secret = secret
+        self._bound_to = bound_to
         self._nonce = b64encode(random_bytes(_NONCE_SIZE))
 
-    def first(self, client_first: bytes) -> bytes:
-        """Answer client-first-message with server-first-message. Raises AuthenticationFailedError."""
-        # gs2-header: channel binding flag, optional authzid. "y" means that the client would have bound the channel
-        # had we offered it; we do not, so it is as good as "n".
-        flag, _, rest = client_first.partition(b",")
-        authzid, _, bare = rest.partition(b",")
-        if flag not in (b"n", b"y") or authzid:
-            raise AuthenticationFailedError("unsupported channel binding or authorization identity")
-        attributes = bare.split(b",")
-        # An extension ("m=") would come first; what follows the nonce is optional and ignored.
-        if len(attributes) < 2 or not attributes[0].startswith(b"n=") or not attributes[1].startswith(b"r="):
+    def first(self, client_first: bytes, *, plus: bool = False) -> bytes:
+        """Answer client-first-message with server-first-message. Raises AuthenticationFailedError.
+
+        `plus` if the client has chosen SCRAM-SHA-256-PLUS, which has to have been offered.
+        """
+        found = _CLIENT_FIRST(client_first)
+        if found is None:
             raise AuthenticationFailedError("malformed client-first-message")
-        client_nonce = attributes[1][2:]
-        if not client_nonce or not all(0x21 <= char <= 0x7E for char in client_nonce):
-            raise AuthenticationFailedError("client nonce is empty or not printable")
-        self._gs2_header = client_first[: len(client_first) - len(bare)]
+        header, bare, client_nonce = found.groups()
+        if plus is not (header == END_POINT):
+            raise AuthenticationFailedError("the channel binding does not fit the mechanism, or is not one we know")
+        if header == UNOFFERED and self._bound_to:
+            # It could have bound the channel, and has not seen that we offered to: somebody has taken that away.
+            raise AuthenticationFailedError("the offer of channel binding did not reach the client")
+        self._channel = b64encode(header + self._bound_to if plus else header)
         self._client_first_bare = bare
         self._nonce = client_nonce + self._nonce
         secret = self._secret
@@ -123,22 +134,24 @@ class ScramServer:
     def final(self, client_final: bytes) -> bytes:
         """Check client-final-message and return server-final-message. Raises AuthenticationFailedError."""
         without_proof, separator, encoded_proof = client_final.rpartition(b",p=")
-        attributes = without_proof.split(b",")
-        if not separator or len(attributes) < 2:
+        channel, _, rest = without_proof.partition(b",")
+        nonce = rest.partition(b",")[0]  # what follows the nonce is optional and ignored
+        if not separator or channel[:2] != b"c=" or nonce[:2] != b"r=":
             raise AuthenticationFailedError("malformed client-final-message")
-        if attributes[0] != b"c=" + b64encode(self._gs2_header):
+        if not hmac.compare_digest(channel[2:], self._channel):
             raise AuthenticationFailedError("channel binding does not match")
-        if not hmac.compare_digest(attributes[1], b"r=" + self._nonce):
+        if not hmac.compare_digest(nonce[2:], self._nonce):
             raise AuthenticationFailedError("nonce does not match")
         proof = _decode(encoded_proof)
         if len(proof) != _KEY_SIZE:
             raise AuthenticationFailedError("malformed proof")
-        auth_message = b",".join((self._client_first_bare, self._server_first, without_proof))
-        signature = _hmac(self._secret.stored_key, auth_message)
-        client_key = _xor(proof, signature)
-        if not hmac.compare_digest(sha256(client_key).digest(), self._secret.stored_key):
+        secret = self._secret
+        auth_message = b"%b,%b,%b" % (self._client_first_bare, self._server_first, without_proof)
+        client_key = _xor(proof, _hmac(secret.stored_key, auth_message))
+        if not hmac.compare_digest(sha256(client_key).digest(), secret.stored_key):
             raise AuthenticationFailedError("proof does not match")
-        return b"v=" + b64encode(_hmac(self._secret.server_key, auth_message))
+        self.keys = ScramKeys(client_key, secret.server_key, secret.salt, secret.iterations)
+        return b"v=" + b64encode(_hmac(secret.server_key, auth_message))
 
 
 class ScramClient:

@@ -7,7 +7,8 @@ from itertools import count
 import pytest
 from pydantic import SecretStr
 
-from pooler.authentication import Authenticator
+from config.settings import AuthType
+from pooler.access.gate import Gate
 from pooler.client import ClientSession
 from pooler.fitting import Fittings
 from pooler.lobby import Lobby
@@ -25,7 +26,7 @@ SECRET = "it's a sécret"
 class Door:
     """Lets strangers in, to a house."""
 
-    def __init__(self, auth_type: str = "trust", *, places: int = 10, strangers: int = 1000) -> None:
+    def __init__(self, auth_type: AuthType = "trust", *, places: int = 10, strangers: int = 1000) -> None:
         self.house = House()
         self.lobby = Lobby(places, strangers)
         self.clients: dict[bytes, ClientSession] = {}
@@ -46,7 +47,7 @@ class Door:
             now=self.house.now,
             next_id=count(1).__next__,
             startups=StartupMemory(),
-            authenticator=Authenticator(auth_type, credentials, 4096),
+            gate=Gate(auth_type, credentials, 4096),
             clients=self.clients,
             client_duties=self.house.client_duties,
         )
@@ -101,7 +102,7 @@ def _send(transport: MockTransport, data: bytes, cut: int) -> None:
 
 @pytest.mark.parametrize("auth_type", ["trust", "plain", "md5", "scram-sha-256"])
 @pytest.mark.parametrize("cut", [1, 2, 7, 1 << 30])
-def test_a_client_logs_in_however_its_bytes_are_cut(auth_type: str, cut: int) -> None:
+def test_a_client_logs_in_however_its_bytes_are_cut(auth_type: AuthType, cut: int) -> None:
     door = Door(auth_type)
     _, transport = door.knock()
     driver = log_in(transport, cut)
@@ -111,7 +112,7 @@ def test_a_client_logs_in_however_its_bytes_are_cut(auth_type: str, cut: int) ->
 
 
 @pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
-def test_a_wrong_password_is_told_as_postgres_tells_it(auth_type: str) -> None:
+def test_a_wrong_password_is_told_as_postgres_tells_it(auth_type: AuthType) -> None:
     door = Door(auth_type)
     login, transport = door.knock()
     with pytest.raises(client_side.ServerError, match="28P01"):
