@@ -1,0 +1,1 @@
+"""What the pooler logs in with at Postgres."""

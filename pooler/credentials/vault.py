@@ -1,0 +1,88 @@
+"""What the pooler knows to log in with at Postgres, for each user: listed, asked for, or brought by clients.
+
+It decides what counts and when a source is asked again. Asking is the sources' affair, answering Postgres connect's.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from math import inf
+from typing import Final
+
+from pydantic import SecretStr
+
+from pooler.credentials.credential import Credential, Password, credential_of
+from pooler.credentials.sourced import SourcedPasswords
+
+MOST_LEARNED: Final = 10_000
+"""Users and databases of which clients have brought something: the names of databases are the clients' to choose."""
+
+
+class Vault:
+    """Credentials for logins at Postgres."""
+
+    def __init__(
+        self,
+        secrets: Mapping[str, SecretStr],
+        sourced: SourcedPasswords | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`secrets` are listed by user, in the forms of an auth_file. Raises ValueError, which names the user."""
+        self._sourced = sourced
+        self._now = now
+        self._learned: dict[tuple[str, str], tuple[Credential, float]] = {}
+        self._listed: Mapping[str, Credential] = {}
+        self.reload(secrets)
+
+    def reload(self, secrets: Mapping[str, SecretStr]) -> None:
+        """Take a new list. Raises ValueError for what is malformed in it; then the old one stays."""
+        listed: dict[str, Credential] = {}
+        for user, secret in secrets.items():
+            try:
+                credential = credential_of(secret.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f'the secret of user "{user}" is a {error}') from None
+            if credential is not None:
+                # A password that has not changed stays the object it was, with the keys that were derived from it.
+                known = self._listed.get(user)
+                listed[user] = known if known is not None and known == credential else credential
+        self._listed = listed
+        if self._sourced is not None:
+            self._sourced.forget()
+
+    def learn(self, user: str, database: str, credential: Credential, until: float = inf) -> None:
+        """Keep what a client has brought and proven, in place of what another has, until a time of `now`."""
+        self._learned.pop((user, database), None)
+        if len(self._learned) >= MOST_LEARNED:
+            del self._learned[next(iter(self._learned))]
+        self._learned[user, database] = credential, until
+
+    def forget(self, user: str, database: str) -> None:
+        """Keep no longer what clients have brought."""
+        self._learned.pop((user, database), None)
+
+    def credential(self, user: str, database: str, refused: Credential | None = None) -> Credential | None:
+        """Return the best that is at hand without asking anybody, and is not what was `refused`."""
+        return next((known for known in self._known(user, database) if known != refused), None)
+
+    async def fetch(self, user: str, database: str, refused: Credential | None = None) -> Credential | None:
+        """Return what to log in with; None if nothing is known, which suffices where Postgres asks for nothing.
+
+        If Postgres has just `refused` what this returned, what it returns now may be something else, or the same.
+        Raises SourceFailedError.
+        """
+        sourced = self._sourced
+        if sourced is not None and sourced.serve(user, listed=user in self._listed):
+            return await sourced.password(user, refused)
+        return self.credential(user, database, refused) or refused
+
+    def _known(self, user: str, database: str) -> Iterator[Credential]:
+        listed = self._listed.get(user)
+        if isinstance(listed, Password):
+            yield listed
+        learned, until = self._learned.get((user, database), (None, 0.0))
+        if learned is not None and self._now() < until:
+            yield learned
+        elif learned is not None:
+            del self._learned[user, database]
+        if listed is not None and not isinstance(listed, Password):
+            yield listed  # an md5 hash or a SCRAM secret answers less than what a client brings
