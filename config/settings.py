@@ -32,6 +32,7 @@ from config.fields import (
     Users,
 )
 from config.session_state import DEFAULTS
+from config.tls import ClientTls, ServerTls
 
 PoolMode = Literal["session", "transaction", "statement"]
 AuthType = Literal["trust", "plain", "md5", "scram-sha-256"]
@@ -312,10 +313,23 @@ class Logging(BaseModel):
     log_level: LogLevel = Field(default="info", description="The least severe events to log.")
 
 
-GROUPS: tuple[type[BaseModel], ...] = (Process, Pools, Sessions, Authentication, Timeouts, Network, Metrics, Logging)
+GROUPS: tuple[type[BaseModel], ...] = (
+    Process,
+    Pools,
+    Sessions,
+    Authentication,
+    ClientTls,
+    ServerTls,
+    Timeouts,
+    Network,
+    Metrics,
+    Logging,
+)
 
 
-class Settings(Process, Pools, Sessions, Authentication, Timeouts, Network, Metrics, Logging, BaseSettings):
+class Settings(
+    Process, Pools, Sessions, Authentication, ClientTls, ServerTls, Timeouts, Network, Metrics, Logging, BaseSettings
+):
     """All settings, validated and frozen. One made by hand has its arguments and the defaults, nothing else."""
 
     model_config = SettingsConfigDict(

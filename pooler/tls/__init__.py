@@ -1,0 +1,1 @@
+"""TLS on both sides: towards clients and towards Postgres."""
