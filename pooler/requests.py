@@ -289,7 +289,7 @@ class _Care:
         client.statements[name] = statement
         undo: Callable[[], None] = partial(self._unprepare, name, settled=True)
         settled = self._await(name, exchange.edits)
-        if known.has_current(statement, exchange.edits) and not self._watch.failed:
+        if known.has_current(statement, exchange.edits) and not self._watch.may_have_failed:
             exchange.edit(Op.INSERT, _PARSE_COMPLETE, undo, settled)
         else:
             copy = self._make_room(statement, done)
@@ -469,15 +469,11 @@ class _Care:
         statement = self._client.unnamed
         if statement is None or (statement.verdict is UNREAD and exchange.unnamed is not statement):
             if exchange.unnamed is not None:
-                exchange.doubt_unnamed()
-                exchange.unnamed = None  # it may be another client's
-                exchange.edit(Op.SWALLOW)
+                exchange.replace_unnamed(None)  # it may be another client's
                 self._book(close_statement(b""), done)
             return None
         if exchange.unnamed is not statement:
-            exchange.doubt_unnamed()
-            exchange.unnamed = statement
-            exchange.edit(Op.SWALLOW)
+            exchange.replace_unnamed(statement)
             self._book(statement.parse(b""), done)
         return b""
 

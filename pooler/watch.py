@@ -43,6 +43,12 @@ class Watch:
         """The transaction has failed already: Postgres refuses whatever comes."""
         return self._server.exchange.status == FAILED
 
+    @property
+    def may_have_failed(self) -> bool:
+        """It may have, by what has not been answered yet; the pooler's own does not count: all ends if that fails."""
+        exchange = self._server.exchange
+        return self.failed or len(exchange.owed) > exchange.hidden
+
     def note_unread(self, beginning: bytes) -> None:
         """Note a text that is too long to be read, or a function that is called by its number."""
         self._server.suspect(UNREAD, beginning, whole=False)

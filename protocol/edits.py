@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Protocol, final
 
-from protocol.statements import Statement
+from protocol.statements import UNSURE, Statement
 
 
 class Op(Enum):
@@ -62,13 +62,15 @@ class Holder(Protocol):
 class Change:
     """A change of the client's unnamed statement that an error may prevent, or that comes behind one of these."""
 
-    __slots__ = ("at", "before")
+    __slots__ = ("at", "before", "there")
 
-    def __init__(self, at: int, before: Statement | None) -> None:
+    def __init__(self, at: int, before: Statement | None, there: Statement | None) -> None:
         self.at = at
         """How many requests of its run were sent before the one that makes it."""
         self.before = before
         """What is the unnamed statement if it is not made."""
+        self.there = there
+        """What is the server's then, as Exchange.unnamed."""
 
 
 @final
@@ -108,15 +110,16 @@ def skip_changes(entries: Iterable[int], answered: int) -> tuple[list[Change], C
         changes = entry.changes if isinstance(entry, Unit) else []
         skipped += [change for change in changes if change.at >= at]
         if at == answered >= 0 and skipped and skipped[0].at == at:
-            skipped[0].before = None  # it is the Parse that has failed
+            skipped[0].before, skipped[0].there = None, UNSURE  # it is the Parse that has failed
         changes.clear()
         at = -1
         if entry >= 0:
             break
-    return skipped, next(_changes(rest), None)
+    return skipped, next(changes_of(rest), None)
 
 
-def _changes(entries: Iterator[int]) -> Iterator[Change]:
+def changes_of(entries: Iterable[int]) -> Iterator[Change]:
+    """Yield the changes that all of `entries` make."""
     for entry in entries:
         if isinstance(entry, Unit):
             yield from entry.changes

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Final, final
 
-from protocol.edits import Change, Edit, Holder, Op, Unit, skip_changes
+from protocol.edits import Change, Edit, Holder, Op, Unit, changes_of, skip_changes
 from protocol.errors import ServerViolation
 from protocol.kinds import IDLE
 from protocol.statements import UNSURE, Statement
@@ -158,7 +158,6 @@ class Exchange:
 
     def book_query(self) -> None:
         """Book a Query or FunctionCall that comes inside a run, a skipped run or a copy."""
-        self.unnamed = UNSURE
         if self.mode == COPYING_IN:
             self.mode = NORMAL  # it ends the copy with an error that answers the COPY, and is not answered itself
         elif self.mode != SKIPPING:
@@ -176,8 +175,6 @@ class Exchange:
             self.mode = NORMAL  # as in book_query
         elif self.mode != SKIPPING:
             self.run += 1
-            return
-        self.unnamed = UNSURE
 
     def book_copy_end(self) -> None:
         """Book a CopyDone or CopyFail."""
@@ -221,12 +218,19 @@ class Exchange:
         holder.unnamed = self.unnamed = None
 
     def _note_change(self, holder: Holder) -> None:
-        self.changes.append(Change(self.run, holder.unnamed))
+        self.changes.append(Change(self.run, holder.unnamed, self.unnamed))
         self.doubt = self.queries + len(self.owed)
 
-    def doubt_unnamed(self) -> None:
-        """Note that the request that is booked next may be skipped, so that the server's is not what it was to be."""
+    def replace_unnamed(self, statement: Statement | None) -> None:
+        """Note the same of a request of the pooler's own, for the server only; not while `skipping`."""
         self.doubt = self.queries + len(self.owed)
+        self.unnamed = statement
+        self.edit(Op.SWALLOW, undo=self._lose_unnamed)
+
+    def _lose_unnamed(self) -> None:
+        self.unnamed = UNSURE
+        for change in changes_of(chain(self.owed, (Unit(UNCLOSED, changes=self.changes),))):
+            change.there = UNSURE
 
     @property
     def unnamed_in_doubt(self) -> bool:
@@ -251,15 +255,18 @@ class Exchange:
         """The client's unnamed statement is what it was before what is skipped; none if its Parse is what failed."""
         open_run = Unit(UNCLOSED - self.run, changes=self.changes)
         skipped, later = skip_changes(chain(self.owed, (open_run,)), self.answered)
+        before: Statement | None
+        there: Statement | None
         if self.first_parse == self.queries and not self.answered:
-            before = None
+            before, there = None, UNSURE
         elif skipped:
-            before = skipped[0].before
+            before, there = skipped[0].before, skipped[0].there
         else:
             return
         if later is not None:
-            later.before = before
+            later.before, later.there = before, there
         else:
+            self.unnamed = there
             self.on_unnamed(before)
 
     # --- edits
@@ -371,7 +378,6 @@ class Exchange:
         self._strike_answered()
         owed = self.owed
         if not owed or owed[0] != OWED_QUERY:
-            self.unnamed = UNSURE
             self._undo_changes()
         if owed:
             if owed[0] > UNCLOSED:

@@ -311,6 +311,8 @@ class ServerStatements:
         self._surplus += [copy.name for statement, copy in copies.items() if statement in self._copies]
         there = {statement: copy for statement, copy in copies.items() if copy.run is None}  # the others have failed
         self._copies = OrderedDict({**there, **self._copies})
+        while len(self._copies) > self._most:
+            self._drop(next(iter(self._copies)))
 
     def doubt(self) -> None:
         """It is not known any more which of them are there: all are closed sometime, and parsed anew."""

@@ -99,8 +99,17 @@ def test_a_parse_that_is_skipped_leaves_the_unnamed_statement_of_before() -> Non
     _, [server], [client] = party()
     exchange(client, server, parse("select 1") + sync(), PARSED + READY)
     exchange(client, server, execute("nowhere") + parse("select 2") + sync(), ERROR + READY)
-    asked, told = exchange(client, server, RUN, PARSED + BOUND + RAN + READY)
-    assert (asked, told) == (parse("select 1") + RUN, BOUND + RAN + READY)
+    assert exchange(client, server, RUN, BOUND + RAN + READY) == (RUN, BOUND + RAN + READY)
+
+
+def test_one_that_was_never_parsed_here_is_not_taken_for_what_is_skipped_later() -> None:
+    _, [server], [client, other] = party(clients=2)
+    exchange(client, server, parse("select 1") + sync(), PARSED + READY)
+    exchange(other, server, parse("select 'secret'") + sync(), PARSED + READY)
+    ahead = execute("nowhere") + bind() + sync() + execute("nowhere") + parse("select 2") + sync()
+    exchange(client, server, ahead, (ERROR + READY) * 2)
+    asked, _ = exchange(client, server, RUN, PARSED + BOUND + RAN + READY)
+    assert asked == parse("select 1") + RUN
 
 
 def test_a_parse_that_fails_leaves_no_unnamed_statement() -> None:
@@ -135,6 +144,15 @@ def test_a_run_sent_ahead_goes_on_when_the_answer_it_waits_for_had_come_in_part(
     wire(server).receive(READY[3:])
     assert exchange(client, server, b"", BOUND + RAN + READY) == (RUN, READY[3:] + BOUND + RAN + READY)
     assert not server.exchange.edited
+
+
+def test_an_error_that_has_nothing_to_do_with_it_leaves_the_unnamed_statement_where_it_is() -> None:
+    _, [server], [client] = party()
+    exchange(client, server, parse("commit") + sync(), PARSED + READY)
+    exchange(client, server, execute("nowhere") + flush(), ERROR)
+    exchange(client, server, bind() + sync(), READY)
+    describe = describe_statement() + sync()
+    assert exchange(client, server, describe, READY)[0] == describe, "in a failed transaction it could not be parsed"
 
 
 def test_runs_sent_ahead_that_parse_what_they_bind_wait_for_nothing() -> None:
@@ -191,8 +209,8 @@ def test_an_unnamed_statement_too_long_to_keep_is_nobody_elses_and_nowhere_else(
     assert exchange(client, server, describe, ROW_TYPE + READY)[0] == describe
     asked, _ = exchange(other, server, RUN, CLOSED + ERROR + READY)
     assert asked == close_statement() + RUN
-    asked, told = exchange(client, server, RUN, CLOSED + ERROR + READY)
-    assert (asked, told) == (close_statement() + RUN, ERROR + READY), "for Postgres to say that it is not there"
+    asked, told = exchange(client, server, RUN, ERROR + READY)
+    assert (asked, told) == (RUN, ERROR + READY), "for Postgres to say that it is not there"
 
 
 # --- named statements
@@ -324,6 +342,19 @@ def test_another_name_for_a_statement_that_may_fail_is_parsed_for_itself() -> No
     assert [*client.statements] == [b"b"]
 
 
+def test_a_name_that_is_sent_ahead_is_given_only_if_the_transaction_has_not_failed() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    exchange(client, server, query("begin"), message("C", b"BEGIN\0") + message("Z", b"T"))
+    wire(client).receive(RUN + parse("select 1", "b") + sync())
+    assert parse("select 1", PREFIX.decode() + "2") in sent(wire(server)), "Postgres is to say whether it can be had"
+    aborted, failed = error("25P02", "aborted"), message("Z", b"E")
+    wire(server).receive(ERROR + failed + CLOSED + aborted + failed)
+    assert sent(wire(client)) == ERROR + failed + aborted + failed
+    assert client.statements is not None
+    assert list(client.statements) == [b"a"]
+
+
 @pytest.mark.parametrize("sql", ["deallocate a", "deallocate all"])
 def test_a_deallocate_that_is_sent_ahead_waits_too(sql: str) -> None:
     _, [server], [client] = party()
@@ -367,7 +398,7 @@ def test_a_close_that_was_skipped_has_closed_nothing() -> None:
     prepare(client, server, "")
     failing = bind(statement="x") + close_statement("a") + close_statement() + sync()
     exchange(client, server, failing, error("26000", "x") + READY)
-    assert exchange(client, server, RUN + named("a"), b"")[0] == parse("select 1") + RUN + named("pgfunnel_1")
+    assert exchange(client, server, RUN + named("a"), b"")[0] == RUN + named("pgfunnel_1")
 
 
 def test_a_client_that_vanishes_leaves_neither_names_nor_edits_behind() -> None:

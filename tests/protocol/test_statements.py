@@ -326,6 +326,19 @@ def test_statements_that_were_not_dropped_are_there_again() -> None:
     assert known.surplus() == [b"pgfunnel_2"]
 
 
+def test_what_was_not_dropped_after_all_gives_way_to_what_was_prepared_meanwhile() -> None:
+    library = Library(1 << 20, State(0))
+    one, two, three = (library.find(body(f"select {n}")) for n in (1, 2, 3))
+    known = ServerStatements(library, 2)
+    for statement in (one, two):
+        known.add(statement, RUN).confirm()
+    copies = known.take_all()
+    known.add(three, RUN).confirm()
+    known.put_back(copies)
+    assert len(known) == 2
+    assert known.surplus() == [b"pgfunnel_1"]
+
+
 def test_statements_in_doubt_are_closed_and_statements_dropped_are_not() -> None:
     _, known, [one, two, *_] = server()
     known.add(one, RUN)

@@ -106,7 +106,7 @@ class WatchedWorld(World):
         for _ in range(1 + rng.randrange(4)):
             name = rng.choice(NAMES)
             kind = rng.randrange(6)
-            if kind <= 2:
+            if kind <= 2 or (kind == 3 and not name):  # where it is not, it can't be described in a failed transaction
                 made += message("P", name + b"\0" + self._bound_text(client).encode() + b"\0" + pack("!H", 0))
             if kind != 3:
                 made += message("B", b"\0" + name + b"\0" + pack("!HHH", 0, 0, 0)) + message("E", b"\0" + pack("!I", 0))
