@@ -138,6 +138,7 @@ Milliseconds = Annotated[
 Port = Annotated[int, Field(ge=0, le=65535), _Number, Takes("PORT", "a port number from 0 to 65535")]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 0 or more")]
 PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 1 or more")]
+Iterations = Annotated[int, Field(ge=1, le=1_000_000), _Number, Takes("COUNT", "a whole number from 1 to 1000000")]
 # Linux refuses more than these in setsockopt (MAX_TCP_KEEPCNT, MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL).
 KeepaliveCount = Annotated[int, Field(ge=0, le=127), _Number, Takes("COUNT", "a whole number from 0 to 127")]
 KeepaliveSeconds = Annotated[

@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.authentication import Authentication
 from config.fields import (
     Address,
     Addresses,
     Boolean,
     Count,
     Directory,
-    File,
     KeepaliveCount,
     KeepaliveSeconds,
     MemorySize,
@@ -29,13 +29,11 @@ from config.fields import (
     SocketMode,
     Text,
     UpstreamUrl,
-    Users,
 )
 from config.session_state import DEFAULTS
 from config.tls import ClientTls, ServerTls
 
 PoolMode = Literal["session", "transaction", "statement"]
-AuthType = Literal["trust", "plain", "md5", "scram-sha-256"]
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -178,31 +176,6 @@ class Sessions(BaseModel):
         default=0.0,
         description="Share of transactions after which Postgres is asked what is left in the session, although no "
         "statement's text gave a reason. It finds state hidden in functions and triggers; 1 asks every time.",
-    )
-
-
-class Authentication(BaseModel):
-    """Who may log in, and how they prove it."""
-
-    auth_type: AuthType = Field(
-        default="scram-sha-256",
-        description="How clients log in: trust asks for nothing, plain for the password itself, md5 and "
-        "scram-sha-256 for proof of knowing it. PgBouncer's default is md5.",
-    )
-    auth_file: File = Field(
-        default=None,
-        description='File of users in the form of PgBouncer\'s userlist.txt: "user" "password" on each line. The '
-        "password may be an md5 or SCRAM-SHA-256 secret instead.",
-    )
-    users: Users = Field(
-        default_factory=dict,
-        description="Users and their passwords or secrets: the table [users] of the TOML file, elsewhere a JSON "
-        "object. Where a name is known twice, this goes before auth_file, and the upstream URL before both.",
-    )
-    scram_iterations: PositiveCount = Field(
-        default=4096,
-        description="Iterations of the SCRAM secrets made from plain passwords. More makes each login dearer, and "
-        "some drivers refuse fewer than 4096.",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from config.settings import AuthType
+from config.authentication import AuthType
 from pooler.access.candidate import Candidate, Judge, Learnt, Proof
 from pooler.access.proofs import Md5Proof, PlainProof, ScramProof
 from pooler.access.secrets import Secrets

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 from pydantic import SecretStr
 
-from config.settings import AuthType
+from config.authentication import AuthType
 from pooler.access.gate import Gate
 from pooler.client import ClientSession
 from pooler.fitting import Fittings

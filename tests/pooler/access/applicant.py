@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pydantic import SecretStr
 
-from config.settings import AuthType
+from config.authentication import AuthType
 from pooler.access.candidate import Candidate, Learnt, Proof
 from pooler.access.gate import Gate
 from pooler.reasons import Ending

@@ -2,7 +2,7 @@
 
 import pytest
 
-from config.settings import AuthType
+from config.authentication import AuthType
 from pooler.access.candidate import Learnt
 from pooler.reasons import Reason
 from protocol.scram import ScramKeys, ScramSecret, md5_secret
