@@ -30,6 +30,7 @@ def hba(tls: str = "host") -> tuple[str, ...]:
         f"{tls} all md5 all md5",
         f"{tls} all plain all password",
         "hostssl all cert all cert",
+        "host all cert all reject",
         f"{tls} all all all trust",
     )
 
