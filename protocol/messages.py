@@ -16,6 +16,7 @@ from protocol.kinds import (
     AUTH_SASL_CONTINUE,
     AUTH_SASL_FINAL,
     CANCEL_REQUEST_CODE,
+    SSL_REQUEST_CODE,
 )
 
 _int32 = Struct("!I")
@@ -23,6 +24,7 @@ _header = Struct("!BI")
 
 TERMINATE: Final = b"X\x00\x00\x00\x04"
 SYNC: Final = b"S\x00\x00\x00\x04"
+SSL_REQUEST: Final = _int32.pack(8) + _int32.pack(SSL_REQUEST_CODE)
 READY_IDLE: Final = b"Z\x00\x00\x00\x05I"
 
 

@@ -58,6 +58,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         "_records",
         "_transport",
         "_turns",
+        "failure",
         "ssl",
     )
 
@@ -71,12 +72,14 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         server_hostname: str | None = None,
         server_side: bool = True,
         turns: Turns | None = None,
+        session: ssl.SSLSession | None = None,
     ) -> None:
         """Take `transport` over from `protocol`, which gets what comes in the clear from now on.
 
         `on_ready` is called when the handshake is done (None), or has failed. An ssl.SSLError is ours, or the peer's
         as it has told us: then the alert has been sent, and `transport` is `protocol`'s again, to be closed. Any other
-        error: the connection is gone, and `protocol` is told so as ever. A client begins the handshake at once.
+        error: the connection is gone, and `protocol` is told so as ever. A client begins the handshake at once, and
+        resumes `session` if the server lets it.
         """
         super().__init__()
         self._transport = transport
@@ -85,9 +88,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._turns = turns
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname, session)
         """The handshake's facts: certificates, version, cipher, what ALPN has chosen."""
         self._records: _Records = getattr(self.ssl, "_sslobj", self.ssl)
+        self.failure = ""
+        """Why TLS has ended after its handshake, if it has not ended well."""
         self._held = _NOTHING
         """Received, and not yet given to OpenSSL."""
         self._open = False
@@ -149,8 +154,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
                     return  # to be told so by an exception would cost more than to look
         except ssl.SSLWantReadError:
             self._flush()  # the answer to a key update
-        except ssl.SSLError:
-            self._break_off()
+        except ssl.SSLError as error:
+            self._break_off(error)
 
     def _work_off(self) -> None:
         while self._held and not self._paused and not self._deaf:
@@ -244,8 +249,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
                 self._transport.write(self._outgoing.read())
             else:
                 self._transport.writelines(self._encrypt(data))
-        except ssl.SSLError:
-            self._break_off()
+        except ssl.SSLError as error:
+            self._break_off(error)
 
     def _encrypt(self, data: bytes) -> list[bytes]:
         whole = memoryview(data)
@@ -292,8 +297,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._deaf = True
         self._transport.abort()
 
-    def _break_off(self) -> None:
+    def _break_off(self, error: ssl.SSLError) -> None:
         """The peer does not keep to TLS, or somebody in between does not let it."""
+        self.failure = explain(error)
         self._open = False
         self._deaf = True
         unread = self._transport.get_write_buffer_size()
@@ -346,7 +352,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
 
 async def secure(
-    transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, server_hostname: str | None
+    transport: asyncio.Transport,
+    protocol: asyncio.Protocol,
+    context: ssl.SSLContext,
+    server_hostname: str | None,
+    session: ssl.SSLSession | None = None,
 ) -> TlsConnection:
     """Begin TLS as a client over `transport`, which is `protocol`'s. Raises HandshakeError; it is closed then.
 
@@ -362,7 +372,9 @@ async def secure(
         else:
             done.set_exception(HandshakeError(explain(error)))
 
-    connection = TlsConnection(transport, protocol, context, ready, server_hostname=server_hostname, server_side=False)
+    connection = TlsConnection(
+        transport, protocol, context, ready, server_hostname=server_hostname, server_side=False, session=session
+    )
     try:
         await done
     except BaseException:
