@@ -1,0 +1,49 @@
+"""A context that follows its files: certificates are renewed while the pooler runs, and nobody is dropped for it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pooler.log import Log
+from pooler.tls.contexts import TlsContext, TlsSettingsError
+
+_Stamp = tuple[int, int, int] | None
+"""What changes with a file's contents; None = it is not there."""
+
+
+class WatchedContext:
+    """What handshakes use from now on; those of before keep what they have begun with."""
+
+    def __init__(self, side: str, make: Callable[[], TlsContext], files: Iterable[Path | None], log: Log) -> None:
+        """`side` names it in the log: client or server. Raises TlsSettingsError if `make` does."""
+        self._side = side
+        self._make = make
+        self._files = [file for file in files if file is not None]
+        self._log = log
+        self._stamps = self._look()
+        self.context = make()
+
+    def reload(self) -> None:
+        """Read the files again; what can't be used changes nothing."""
+        self._stamps = self._look()
+        try:
+            self.context = self._make()
+        except TlsSettingsError as error:
+            self._log.error("tls_reload_failed", side=self._side, error=str(error), advice="the old files stay in use")
+        else:
+            self._log.info("tls_reloaded", side=self._side)
+
+    def reload_if_changed(self) -> None:
+        """Read the files again if one of them is another."""
+        if self._look() != self._stamps:
+            self.reload()
+
+    def _look(self) -> list[_Stamp]:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: Path) -> _Stamp:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
