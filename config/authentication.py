@@ -50,17 +50,21 @@ class Authentication(BaseModel):
         "own password is one of users, auth_file or the upstream URL.",
     )
     auth_query: Text = Field(
-        default="SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid "
-        "WHERE rolname = $1 AND rolcanlogin",
-        description="Query that returns the name and the secret of the user $1; an empty or no secret lets nobody in.",
+        default="SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END, "
+        "rolvaliduntil FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin",
+        description="Query that returns the secret of the user $1: alone, or behind the user's name, and then maybe "
+        "followed by the time (timestamptz) until which it is valid. No row is no such user; a secret that is NULL or "
+        "empty lets nobody in. It runs with search_path=pg_catalog, so name the schemas of what is yours.",
     )
     auth_dbname: Text = Field(
         default="",
-        description="Database in which auth_query runs; empty for the one that the client asks for.",
+        description="Database in which auth_query runs; empty for the upstream URL's, or else the one that is named "
+        "like auth_user. Never the one that a client asks for, as it is in PgBouncer.",
     )
     auth_query_max_age: Seconds = Field(
-        default=30.0,
-        description="How long an answer of auth_query is used; 0 to ask each time. A failed login ends it at once.",
+        default=60.0,
+        description="How long an answer to auth_query serves while Postgres does not answer; 0 for not at all. While "
+        "it does, it is asked again after a second, and after each login that has failed.",
     )
     passthrough_max_age: Seconds = Field(
         default=300.0,

@@ -13,6 +13,7 @@ class Reason(StrEnum):
     CLIENT_GONE = "client_gone"  # c: its connection broke or was closed without a Terminate
     CLIENT_VIOLATION = "client_protocol_violation"  # c
     LOGIN_FAILED = "login_failed"  # c: wrong password, unknown user, or a mechanism that was not offered
+    AUTH_QUERY_FAILED = "auth_query_failed"  # c
     LOGIN_TIMEOUT = "client_login_timeout"  # c
     LOGIN_REFUSED = "login_refused"  # c: not what this pooler serves, e.g. a replication connection
     LOGIN_FLOOD = "login_flood"  # c: too many connections at once that have not said who they are

@@ -110,7 +110,7 @@ def test_every_reason_is_explained_once() -> None:
 
 def test_every_event_of_the_log_is_explained_once() -> None:
     told = [cells[0] for cells in rows(read("docs/operations.md"), "event")]
-    code = "".join(path.read_text() for path in (ROOT / "pooler").glob("*.py"))
+    code = "".join(path.read_text() for path in (ROOT / "pooler").rglob("*.py"))
     assert sorted(told) == sorted(set(re.findall(r'(?:log\.\w+|\bwrite)\(\s*"([a-z_]+)"', code)))
 
 

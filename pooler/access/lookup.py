@@ -1,0 +1,247 @@
+"""Looks up the secrets of users who are in no list: whom to ask for when, and how long an answer is good.
+
+An answer is taken as it is for a second. After that Postgres is asked again, so that a new password, a dropped role or
+a VALID UNTIL count at once; the old answer serves (up to auth_query_max_age) only while Postgres does not answer.
+"""
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from pooler.access.auth_query import CONNECTIONS, Found, NoAnswerError
+from pooler.access.candidate import Candidate
+from pooler.log import Log
+from pooler.reasons import Ending, Reason
+
+FRESH_S: Final = 1.0
+"""How long an answer is not asked for again: it bounds what logins, and attempts at them, cost Postgres."""
+PATIENCE_S: Final = 1.0
+"""How long Postgres may take before an answer that it has given earlier serves instead."""
+FIRST_RETRY_S: Final = 0.1
+LONGEST_RETRY_S: Final = 2.0
+MOST_KNOWN: Final = 10_000
+"""Answers that are kept; as many again may be that there is no such user, so that who makes up names can't drive out
+the answers for those who exist."""
+
+_UNANSWERED: Final = Ending(
+    Reason.AUTH_QUERY_FAILED,
+    "08006",
+    "the user can't be looked up: the auth_query has failed",
+    hint="The log of pgfunnel says why.",
+)
+
+Taken = Callable[[str | None], None]
+T = TypeVar("T")
+
+
+class Query(Protocol):
+    """Who is asked; see auth_query."""
+
+    async def ask(self, user: str) -> Found | None:
+        """Return what there is to know of `user`, None if there is no such user. Raises NoAnswerError."""
+
+    async def close(self) -> None:
+        """Ask no more."""
+
+
+class _Known(NamedTuple):
+    found: Found
+    fresh_until: float
+    usable_until: float
+    expires: float
+
+    def __repr__(self) -> str:
+        return "_Known(***)"
+
+
+class _Inquiry:
+    """One question under way, and the clients who wait for the answer."""
+
+    def __init__(self) -> None:
+        self.clients: list[tuple[Candidate, Taken]] = []
+        self.task: asyncio.Task[None] | None = None
+        self.patience: asyncio.TimerHandle | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody still waits."""
+        return any(not candidate.ended for candidate, _ in self.clients)
+
+
+class Lookup:
+    """What is known of users by auth_query."""
+
+    def __init__(self, query: Query, auth_user: str, max_age: float, now: Callable[[], float], log: Log) -> None:
+        self._query = query
+        self._auth_user = auth_user
+        self._max_age = max_age
+        self._now = now
+        self._log = log
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        """Users that do not exist, and until when that is believed."""
+        self._inquiries: dict[str, _Inquiry] = {}
+        self._sweep_at = MOST_KNOWN
+        self._turns = asyncio.Semaphore(CONNECTIONS)
+        self._failures = 0
+        self._failing_since = 0.0
+        self.outcomes: Counter[str] = Counter({"remembered": 0, "found": 0, "unknown": 0, "outdated": 0, "failed": 0})
+        """How the clients' lookups went."""
+
+    def find(self, candidate: Candidate, found: Taken) -> None:
+        """Call `found` with the secret of the candidate's user, None if there is no such user: now or later.
+
+        A candidate for whom that can't be told is refused. While Postgres is away it waits, until
+        client_login_timeout.
+        """
+        user = candidate.startup.user
+        now = self._now()
+        known = self._known.get(user)
+        if user == self._auth_user:
+            found(None)  # its secret is what the query is asked with, and so is in the list, or is none at all
+        elif known is not None and now < known.fresh_until:
+            self.outcomes["remembered"] += 1
+            found(known.found.secret if now < known.expires else "")
+        elif now < self._unknown.get(user, now):
+            self.outcomes["remembered"] += 1
+            found(None)
+        else:
+            self._inquire(user, candidate, found)
+
+    def forget(self, candidate: Candidate) -> None:
+        """A login has failed: ask anew the next time.
+
+        The salt of a SCRAM login has been sent by then, so this one can't be judged again; its next attempt can. What
+        was known is kept for when Postgres is away: else a wrong password would lock out those who have the right one.
+        """
+        known = self._known.get(candidate.startup.user)
+        if known is not None:
+            self._known[candidate.startup.user] = known._replace(fresh_until=self._now())
+        self._unknown.pop(candidate.startup.user, None)
+
+    # --- asking
+
+    def _inquire(self, user: str, candidate: Candidate, found: Taken) -> None:
+        inquiry = self._inquiries.get(user)
+        if inquiry is None:
+            self._sweep()
+            loop = asyncio.get_running_loop()
+            inquiry = self._inquiries[user] = _Inquiry()
+            inquiry.task = loop.create_task(self._ask(user, inquiry))
+            inquiry.patience = loop.call_later(PATIENCE_S, self._make_do, user, inquiry)
+        elif inquiry.patience is None and self._make_do_for(user, candidate, found):
+            return
+        inquiry.clients.append((candidate, found))
+
+    async def _ask(self, user: str, inquiry: _Inquiry) -> None:
+        try:
+            async with self._turns:
+                while inquiry.wanted:
+                    try:
+                        answer = await self._query.ask(user)
+                    except NoAnswerError as failure:
+                        pause = self._failed(failure)
+                        if not failure.for_now:
+                            self._give_up(user, inquiry)
+                            return
+                        await asyncio.sleep(pause)
+                    else:
+                        self._answered(user, inquiry, answer)
+                        return
+        finally:
+            self._end(user, inquiry)
+
+    def _end(self, user: str, inquiry: _Inquiry) -> None:
+        if inquiry.patience is not None:
+            inquiry.patience.cancel()
+        if self._inquiries.get(user) is inquiry:
+            del self._inquiries[user]
+
+    def _sweep(self) -> None:
+        """Forget questions whose clients have all gone: while Postgres is away they would pile up."""
+        if len(self._inquiries) < self._sweep_at:
+            return
+        for user, inquiry in list(self._inquiries.items()):
+            if not inquiry.wanted and inquiry.task is not None:
+                inquiry.task.cancel()
+                self._end(user, inquiry)
+        self._sweep_at = max(MOST_KNOWN, 2 * len(self._inquiries))
+
+    # --- answers
+
+    def _answered(self, user: str, inquiry: _Inquiry, answer: Found | None) -> None:
+        now = self._now()
+        if self._failures:
+            self._log.info("auth_query_recovered", failures=self._failures, after_s=round(now - self._failing_since, 1))
+            self._failures = 0
+        self._known.pop(user, None)
+        if answer is None:
+            _keep(self._unknown, user, now + FRESH_S)
+        else:
+            expires = now + answer.lifetime
+            usable_until = min(now + self._max_age, expires)
+            _keep(self._known, user, _Known(answer, now + FRESH_S, usable_until, expires))
+        # Before the clients are told: one of them may fail at once, and ask again.
+        self._end(user, inquiry)
+        self._tell(inquiry, "unknown" if answer is None else "found", answer.secret if answer is not None else None)
+
+    def _tell(self, inquiry: _Inquiry, outcome: str, secret: str | None) -> None:
+        clients, inquiry.clients = inquiry.clients, []
+        for candidate, found in clients:
+            if not candidate.ended:
+                self.outcomes[outcome] += 1
+                found(secret)
+
+    def _failed(self, failure: NoAnswerError) -> float:
+        """Return how long to wait before the next attempt."""
+        if not self._failures:
+            self._failing_since = self._now()
+        if not self._failures or not failure.for_now:
+            # Once for each time that it is away: hundreds may be waiting.
+            self._log.warning("auth_query_failed", error=str(failure), waiting=len(self._inquiries))
+        self._failures += 1
+        return min(FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 10), LONGEST_RETRY_S)
+
+    def _give_up(self, user: str, inquiry: _Inquiry) -> None:
+        self._make_do(user, inquiry)
+        clients, inquiry.clients = inquiry.clients, []
+        for candidate, _ in clients:
+            if not candidate.ended:
+                self.outcomes["failed"] += 1
+                candidate.refuse(_UNANSWERED)
+
+    # --- making do with what was known before
+
+    def _make_do(self, user: str, inquiry: _Inquiry) -> None:
+        """Postgres has not answered in time: let the clients go on with what it has said before, if it has."""
+        inquiry.patience = None
+        secret = self._old_secret(user)
+        if secret:
+            self._tell(inquiry, "outdated", secret)
+
+    def _make_do_for(self, user: str, candidate: Candidate, found: Taken) -> bool:
+        secret = self._old_secret(user)
+        if secret:
+            self.outcomes["outdated"] += 1
+            found(secret)
+        return bool(secret)
+
+    def _old_secret(self, user: str) -> str:
+        known = self._known.get(user)
+        return known.found.secret if known is not None and self._now() < known.usable_until else ""
+
+    async def close(self) -> None:
+        """Ask no more."""
+        tasks = [inquiry.task for inquiry in self._inquiries.values() if inquiry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._query.close()
+
+
+def _keep(memory: OrderedDict[str, T], key: str, value: T) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > MOST_KNOWN:
+        memory.popitem(last=False)

@@ -1,0 +1,235 @@
+"""How long what Postgres says of a user is good, and what happens while it says nothing."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import pytest
+
+from pooler.access import lookup as module
+from pooler.access.auth_query import CONNECTIONS, Found, NoAnswerError
+from pooler.access.lookup import Lookup
+from pooler.log import make_log
+from tests.pooler.access.applicant import Applicant
+
+ABSENT = NoAnswerError("connection refused", for_now=True)
+BROKEN = NoAnswerError("42501: permission denied for table pg_authid")
+
+
+class ScriptedPostgres:
+    """Answers from `users`, or fails with `failure`, once it may: `answers` is set."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, Found] = {}
+        self.failure: NoAnswerError | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked: list[str] = []
+        self.closed = False
+
+    async def ask(self, user: str) -> Found | None:
+        self.asked.append(user)
+        await self.answers.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self.users.get(user)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class House:
+    def __init__(self) -> None:
+        self.postgres = ScriptedPostgres()
+        self.time = 1000.0
+        self.printed = io.StringIO()
+        log = make_log("text", "debug", self.printed)
+        self.lookup = Lookup(self.postgres, "asker", 60.0, lambda: self.time, log)
+
+    def asked_more_than(self, times: int) -> bool:
+        return len(self.postgres.asked) > times
+
+    def begin(self, user: str = "alice") -> "Visit":
+        visit = Visit(user)
+        self.lookup.find(visit, visit.secrets.append)
+        return visit
+
+    async def find(self, user: str = "alice") -> "Visit":
+        visit = self.begin(user)
+        await until(lambda: bool(visit.secrets or visit.ending))
+        return visit
+
+
+class Visit(Applicant):
+    def __init__(self, user: str) -> None:
+        super().__init__(user)
+        self.secrets: list[str | None] = []
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not true():  # noqa: ASYNC110 - whatever it is that becomes true
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def house(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(module, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(module, "LONGEST_RETRY_S", 0.0)
+    house = House()
+    yield house
+    await house.lookup.close()
+    assert house.postgres.closed
+
+
+async def test_an_answer_is_good_for_a_second(house: House) -> None:
+    house.postgres.users["alice"] = Found("old")
+    assert (await house.find()).secrets == ["old"]
+    house.postgres.users["alice"] = Found("new")
+    house.time += 0.9
+    assert (await house.find()).secrets == ["old"]
+    house.time += 0.2
+    assert (await house.find()).secrets == ["new"]
+    assert house.lookup.outcomes == {"found": 2, "remembered": 1, "unknown": 0, "outdated": 0, "failed": 0}
+
+
+async def test_a_new_password_works_at_once_after_a_failed_login(house: House) -> None:
+    house.postgres.users["alice"] = Found("old")
+    house.lookup.forget(await house.find())
+    house.postgres.users["alice"] = Found("new")
+    assert (await house.find()).secrets == ["new"]
+
+
+async def test_a_user_who_was_made_just_now_gets_in_after_a_failed_login(house: House) -> None:
+    visit = await house.find()
+    assert visit.secrets == [None]
+    house.postgres.users["alice"] = Found("secret")
+    assert (await house.find()).secrets == [None]
+    house.lookup.forget(visit)
+    assert (await house.find()).secrets == ["secret"]
+
+
+async def test_clients_of_one_user_share_one_question(house: House) -> None:
+    house.postgres.users["alice"] = Found("secret")
+    house.postgres.answers.clear()
+    visits = [house.begin() for _ in range(100)]
+    await until(lambda: house.postgres.asked)
+    house.postgres.answers.set()
+    await until(lambda: all(visit.secrets == ["secret"] for visit in visits))
+    assert house.postgres.asked == ["alice"]
+
+
+async def test_no_more_questions_at_once_than_connections(house: House) -> None:
+    house.postgres.answers.clear()
+    visits = [house.begin(f"user{number}") for number in range(50)]
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(house.postgres.asked) == CONNECTIONS
+    house.postgres.answers.set()
+    await until(lambda: all(visit.secrets == [None] for visit in visits))
+
+
+async def test_the_one_who_asks_is_not_asked_for(house: House) -> None:
+    house.postgres.users["asker"] = Found("secret")
+    assert (await house.find("asker")).secrets == [None]
+    assert house.postgres.asked == []
+
+
+async def test_a_password_that_has_run_out_does_not_count_even_if_it_was_fresh(house: House) -> None:
+    house.postgres.users["alice"] = Found("secret", lifetime=0.5)
+    assert (await house.find()).secrets == ["secret"]
+    house.time += 0.6
+    assert (await house.find()).secrets == [""]
+
+
+async def test_clients_wait_while_postgres_is_away(house: House) -> None:
+    house.postgres.failure = ABSENT
+    visit = house.begin()
+    await until(lambda: len(house.postgres.asked) > 10)
+    assert not visit.ended
+    house.postgres.failure = None
+    house.postgres.users["alice"] = Found("secret")
+    await until(lambda: visit.secrets == ["secret"])
+    assert house.printed.getvalue().count("event=auth_query_failed") == 1
+    assert "event=auth_query_recovered" in house.printed.getvalue()
+
+
+async def test_what_was_known_serves_while_postgres_is_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    house.postgres.users |= {"alice": Found("secret"), "bob": Found("short", lifetime=10)}
+    await house.find("alice")
+    await house.find("bob")
+    house.postgres.failure = ABSENT
+    house.time += 59
+    assert (await house.find("alice")).secrets == ["secret"]
+    assert (await house.find("alice")).secrets == ["secret"]  # while the first question is still open
+    for user, seconds in (("bob", 0), ("alice", 2)):  # VALID UNTIL; auth_query_max_age
+        house.time += seconds
+        visit = house.begin(user)
+        asked = len(house.postgres.asked)
+        await until(partial(house.asked_more_than, asked + 5))
+        assert not visit.secrets
+        assert not visit.ended
+        visit.ended = True
+    assert house.lookup.outcomes["outdated"] == 2
+
+
+async def test_a_wrong_password_while_postgres_is_away_locks_nobody_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    house.postgres.users["alice"] = Found("secret")
+    await house.find()
+    house.postgres.failure = ABSENT
+    house.lookup.forget(Visit("alice"))
+    assert (await house.find()).secrets == ["secret"]
+
+
+async def test_a_query_that_cannot_work_is_told_at_once(house: House) -> None:
+    house.postgres.failure = BROKEN
+    visit = await house.find()
+    assert visit.ending is not None
+    assert (visit.ending.sqlstate, visit.ending.reason) == ("08006", "auth_query_failed")
+    assert "permission" not in visit.ending.message
+    assert "permission denied for table pg_authid" in house.printed.getvalue()
+    assert house.lookup.outcomes["failed"] == 1
+
+
+async def test_clients_who_leave_take_their_question_with_them(house: House) -> None:
+    house.postgres.failure = ABSENT
+    visit = house.begin()
+    await until(lambda: house.postgres.asked)
+    visit.ended = True
+    await until(lambda: not house.lookup._inquiries)
+    assert visit.secrets == []
+
+
+async def test_memory_is_bounded_while_postgres_is_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 10)
+    house.lookup._sweep_at = 10
+    house.postgres.answers.clear()
+    for number in range(1000):
+        house.begin(f"user{number}").ended = True
+        await asyncio.sleep(0)
+        assert len(house.lookup._inquiries) <= 11
+
+
+async def test_made_up_names_drive_out_no_answer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 10)
+    house.postgres.users["alice"] = Found("secret")
+    await house.find()
+    for number in range(100):
+        await house.find(f"user{number}")
+    assert len(house.lookup._unknown) == 10
+    assert (await house.find()).secrets == ["secret"]
+    assert house.postgres.asked.count("alice") == 1
+
+
+async def test_secrets_are_not_shown(house: House) -> None:
+    house.postgres.users["alice"] = Found("hunter2")
+    await house.find()
+    house.postgres.failure = BROKEN
+    await house.find("bob")
+    shown = repr(house.lookup._known) + repr(house.postgres.users) + house.printed.getvalue()
+    assert "hunter2" not in shown
