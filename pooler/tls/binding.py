@@ -3,10 +3,10 @@
 import hashlib
 
 
-def server_end_point(certificate: bytes) -> bytes | None:
+def server_end_point(certificate: bytes) -> bytes:
     """Return tls-server-end-point of the server's `certificate` (DER): its hash, as RFC 5929, section 4.1 says.
 
-    None where there is no such thing: the hash is the one its signature uses, and Ed25519 names none.
+    Empty where there is no such thing: the hash is the one its signature uses, and Ed25519 names none.
     """
     # Whoever uses no channel binding need not wait for this at each start.
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
@@ -15,8 +15,8 @@ def server_end_point(certificate: bytes) -> bytes | None:
     try:
         algorithm = load_der_x509_certificate(certificate).signature_hash_algorithm
     except UnsupportedAlgorithm:
-        return None
+        return b""
     if algorithm is None:
-        return None
+        return b""
     name = "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name
     return hashlib.new(name, certificate).digest()

@@ -107,16 +107,25 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     # --- facts
 
     @property
-    def end_point(self) -> bytes | None:
-        """What binds a proof to this connection (tls-server-end-point, RFC 5929), if its certificate has any."""
-        own = getattr(self.ssl.context, "certificate", None) if self.ssl.server_side else None
-        certificate = own or (None if self.ssl.server_side else self.ssl.getpeercert(binary_form=True))
-        return server_end_point(certificate) if certificate else None
+    def below(self) -> asyncio.Transport:
+        """The connection that carries this one."""
+        return self._transport
 
     @property
-    def peer_certificate(self) -> bytes | None:
-        """The peer's certificate (DER), if it has shown one; verified if the context says so."""
-        return self.ssl.getpeercert(binary_form=True)
+    def end_point(self) -> bytes:
+        """What binds a proof to this connection: tls-server-end-point (RFC 5929); empty if the certificate has none."""
+        if self.ssl.server_side:
+            certificate = getattr(self.ssl.context, "certificate", None)
+        else:
+            certificate = self.ssl.getpeercert(binary_form=True)
+        return server_end_point(certificate) if certificate else b""
+
+    @property
+    def peer_names(self) -> tuple[str, ...]:
+        """The common names in the certificate that the peer has shown, if that was asked for and verified."""
+        certificate = self.ssl.getpeercert()
+        subject = cast("tuple[tuple[tuple[str, str], ...], ...]", (certificate or {}).get("subject", ()))
+        return tuple(value for names in subject for name, value in names if name == "commonName")
 
     # --- what arrives
 
@@ -365,16 +374,20 @@ async def secure(
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ready(error: OSError | None) -> None:
-        if done.cancelled():
+        if done.done():
             return
         if error is None:
             done.set_result(None)
         else:
             done.set_exception(HandshakeError(explain(error)))
 
-    connection = TlsConnection(
-        transport, protocol, context, ready, server_hostname=server_hostname, server_side=False, session=session
-    )
+    try:
+        connection = TlsConnection(
+            transport, protocol, context, ready, server_hostname=server_hostname, server_side=False, session=session
+        )
+    except ValueError as error:  # a name that can be no server's
+        transport.abort()
+        raise HandshakeError(str(error)) from None
     try:
         await done
     except BaseException:

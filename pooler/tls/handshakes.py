@@ -107,7 +107,7 @@ def cause_of(error: OSError) -> str:
         return "client_gone"
     if reason in _NOTHING_IN_COMMON:
         return "nothing_in_common"
-    if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE" in reason and "ALERT" not in reason:
+    if isinstance(error, ssl.SSLCertVerificationError) or ("CERTIFICATE" in reason and "ALERT" not in reason):
         return "client_certificate"
     if "ALERT" in reason:
         return "refused_by_client"
