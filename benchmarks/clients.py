@@ -1,13 +1,15 @@
 """Raw protocol clients that cost next to nothing, so that what is measured is the pooler.
 
-Trust only: no password exchange, no TLS, no parsing beyond "has the server said it is ready".
+Trust only: no password exchange, no parsing beyond "has the server said it is ready".
 """
 
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 
+_SSL_REQUEST = struct.pack("!II", 8, 80877103)
 READY = b"Z\x00\x00\x00\x05I"
 """ReadyForQuery outside a transaction ends every exchange here, and text cannot contain it."""
 
@@ -44,15 +46,19 @@ def drain(connection: socket.socket, size: int = 1 << 18) -> int:
 
 
 @contextlib.contextmanager
-def connected(address: tuple[str, int], user: str, database: str, count: int = 1) -> Iterator[list[socket.socket]]:
+def connected(
+    address: tuple[str, int], user: str, database: str, count: int = 1, *, tls: bool = False
+) -> Iterator[list[socket.socket]]:
     """Hold `count` clients, all logged in and told that the server is ready."""
+    context = _unsuspicious() if tls else None
     greeting = startup_message(user, database)
     clients: list[socket.socket] = []
     try:
         while len(clients) < count:
             batch = min(_BATCH, count - len(clients))
             for _ in range(batch):
-                clients.append(socket.create_connection(address, timeout=_PATIENCE))
+                client = socket.create_connection(address, timeout=_PATIENCE)
+                clients.append(_encrypted(client, context) if context else client)
                 clients[-1].sendall(greeting)
             for client in clients[-batch:]:
                 drain(client, 4096)
@@ -60,3 +66,17 @@ def connected(address: tuple[str, int], user: str, database: str, count: int = 1
     finally:
         for client in clients:
             client.close()
+
+
+def _unsuspicious() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _encrypted(client: socket.socket, context: ssl.SSLContext) -> socket.socket:
+    client.sendall(_SSL_REQUEST)
+    if client.recv(1) != b"S":
+        raise ConnectionError("TLS was declined")
+    return context.wrap_socket(client)

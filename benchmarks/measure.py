@@ -34,6 +34,8 @@ class Measure(ABC):
     figures: tuple[Figure, ...]
     pool_size = 20
     auth_type = "trust"
+    tls = False
+    """Clients use TLS."""
     plain_passwords = False
     """Poolers know the password itself, not only the secret that Postgres stores."""
     operation = "transaction"

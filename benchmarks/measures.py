@@ -20,15 +20,18 @@ _FEW_ROUNDS = 3  # for what hardly varies at all, or is not judged
 class SelectCpu(Measure):
     most_rounds = _CPU_ROUNDS
 
-    def __init__(self, protocol: str) -> None:
-        self.name = f"select-{protocol}"
+    def __init__(self, protocol: str, *, tls: bool = False, most: float = 1.25) -> None:
+        self.name = "tls-select" if tls else f"select-{protocol}"
+        self.tls = tls
         self._protocol = protocol
-        title = f"pgbench -S, {protocol}, 16 clients, pool 20: CPU per transaction"
-        self.figures = (Figure("cpu_us", title, "us", Bound("<=", 1.25)),)
+        how = f"{protocol}, TLS" if tls else protocol
+        title = f"pgbench -S, {how}, 16 clients, pool 20: CPU per transaction"
+        self.figures = (Figure("cpu_us", title, "us", Bound("<=", most)),)
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
         meter = CpuMeter(pooler.pid)
-        report = pgbench.select_only(workload.through(pooler.port), 16, workload.seconds, protocol=self._protocol)
+        target = workload.through(pooler.port, tls=self.tls)
+        report = pgbench.select_only(target, 16, workload.seconds, protocol=self._protocol)
         return meter.per(report.transactions) | {"tps": report.tps}
 
 
@@ -84,7 +87,7 @@ class Reconnect(Measure):
             self.most_rounds = _CPU_ROUNDS if cpu else _FEW_ROUNDS
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
-        target = workload.through(pooler.port)
+        target = workload.through(pooler.port, tls=self.tls)
         meter = CpuMeter(pooler.pid)
         report = pgbench.select_only(target, self._clients, workload.seconds, reconnect=True)
         return {"tps": report.tps} | meter.per(report.transactions)
@@ -106,25 +109,45 @@ class ReconnectPlain(ReconnectScram):
         return f"{self.auth_type}, plain password in the user list"
 
 
+class ReconnectTls(Reconnect):
+    tls = True
+
+    def _how(self) -> str:
+        return "trust, TLS 1.3 with an EC key"
+
+
+class ReconnectTlsScram(ReconnectScram):
+    tls = True
+
+    def _how(self) -> str:
+        return f"{self.auth_type}, TLS"
+
+
 class IdleClients(Measure):
-    name = "idle"
     most_rounds = _FEW_ROUNDS
-    figures = (Figure("kb", "9,000 idle clients: resident memory each", "KB", Bound("<=", 2.5, Against.NOTHING)),)
+
+    def __init__(self, name: str, clients: int, most_kb: float, *, tls: bool = False) -> None:
+        self.name = name
+        self.tls = tls
+        self._clients = clients
+        title = f"{clients:,} idle {'TLS ' if tls else ''}clients: resident memory each"
+        self.figures = (Figure("kb", title, "KB", Bound("<=", most_kb, Against.NOTHING)),)
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
         pooler.restart()
-        count = round(9000 * workload.scale)
+        count = round(self._clients * workload.scale)
         address = (servers.HOST, pooler.port)
         # The first hundred pay for what every process loads once, and leave.
-        with clients.connected(address, USER, DATABASE, 100):
+        with clients.connected(address, USER, DATABASE, 100, tls=self.tls):
             pass
         before = servers.resident_kib(pooler.pid)
-        with clients.connected(address, USER, DATABASE, count):
+        with clients.connected(address, USER, DATABASE, count, tls=self.tls):
             grown = servers.resident_kib(pooler.pid) - before
         return {"kb": grown / count}
 
     def expected_seconds(self, workload: Workload) -> float:
-        return 1 + 0.5 * workload.scale
+        seconds = self._clients / (1_000 if self.tls else 18_000)
+        return 1 + seconds * workload.scale
 
 
 class CopyOut(Measure):
@@ -206,9 +229,13 @@ def all_measures() -> Iterator[Measure]:
     yield ManyClients()
     yield Reconnect("connect-trust", 16, tps=Bound(">=", 0.95), cpu=Bound("<=", 1.15))
     yield Reconnect("connect-paced", 1, cpu=Bound("<=", 1.15))
-    yield ReconnectScram("connect-scram", 16, cpu=Bound("<=", 1.3))
+    yield ReconnectScram("connect-scram", 16, cpu=Bound("<=", 1.15))
     yield ReconnectPlain("connect-scram-plain", 16, cpu=None)
-    yield IdleClients()
+    yield SelectCpu("simple", tls=True, most=1.3)
+    yield ReconnectTls("tls-connect", 16, tps=Bound(">=", 0.95), cpu=None)
+    yield ReconnectTlsScram("tls-connect-scram", 16, cpu=Bound("<=", 1.15))
+    yield IdleClients("idle", 9_000, 2.5)
+    yield IdleClients("tls-idle", 2_000, 22, tls=True)
     yield CopyOut("copy-wide", 1_000_000, "repeat('x', 96)", "97 bytes", Bound("<=", 1.15))
     yield CopyOut("copy-narrow", 5_000_000, "'1'", "2 bytes", Bound("<=", 2.5))
     # Not asked for, but no two neighbours are alike here: it shows what a shortcut for equal rows would hide.

@@ -29,6 +29,7 @@ class Target:
     database: str
     user: str
     password: str
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def _call(target: Target, arguments: Sequence[str]) -> str:
     command += ["-h", target.host, "-p", str(target.port), "-U", target.user, target.database]
     environment = clean_environment() | {
         "PGPASSWORD": target.password,
-        "PGSSLMODE": "disable",
+        "PGSSLMODE": "require" if target.tls else "disable",
         "PGGSSENCMODE": "disable",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

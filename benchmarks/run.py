@@ -65,7 +65,7 @@ def prepare(contender: type[AnyPooler], measure: Measure, workload: Workload) ->
     """Make a pooler for a measure, not started yet."""
     postgres = workload.postgres
     users = {USER: PASSWORD} if measure.plain_passwords else users_of(postgres)
-    return contender(settings_of(measure), postgres.port, DATABASE, users)
+    return contender(settings_of(measure), postgres.port, DATABASE, users, tls=measure.tls)
 
 
 def expected_seconds(measures: Sequence[Measure], workload: Workload, rounds: int) -> float:
@@ -120,7 +120,7 @@ def _names(measure: Measure) -> list[str]:
     return [
         contender.name
         for contender in contenders()
-        if contender is PgFunnel or (measure.beside_others and contender.serves(measure.auth_type))
+        if contender is PgFunnel or (measure.beside_others and contender.serves(measure.auth_type, tls=measure.tls))
     ]
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from tests.support.certificates import Certificates
+
 HOST = "127.0.0.1"
 _START_SECONDS = 20.0
 _STOP_SECONDS = 10.0
@@ -63,10 +65,17 @@ class Pooler(ABC):
     name: ClassVar[str]
 
     def __init__(
-        self, settings: Mapping[str, str], upstream_port: int, database: str, users: Mapping[str, str]
+        self,
+        settings: Mapping[str, str],
+        upstream_port: int,
+        database: str,
+        users: Mapping[str, str],
+        *,
+        tls: bool = False,
     ) -> None:
         """Take settings by PgBouncer's names, and users with a password or its SCRAM secret."""
-        self.settings = settings
+        self._settings = settings
+        self._tls = tls
         self.upstream_port = upstream_port
         self.database = database
         self.users = users
@@ -76,7 +85,7 @@ class Pooler(ABC):
         self.directory = Path()
 
     @classmethod
-    def serves(cls, _auth_type: str) -> bool:
+    def serves(cls, _auth_type: str, *, tls: bool) -> bool:  # noqa: ARG003
         """Say whether it knows this way to log in."""
         return True
 
@@ -88,6 +97,13 @@ class Pooler(ABC):
     @abstractmethod
     def command(self) -> list[str]:
         """Write what the process needs into `directory` and return its command line."""
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings by PgBouncer's names."""
+        files = {"client_tls_cert_file": "server.crt", "client_tls_key_file": "server.key"} if self._tls else {}
+        tls = {"client_tls_sslmode": "require" if self._tls else "disable"}
+        return {**self._settings, **tls, **{name: str(self.directory / file) for name, file in files.items()}}
 
     def environment(self) -> dict[str, str]:
         """Give the process's environment."""
@@ -105,6 +121,8 @@ class Pooler(ABC):
         self.directory = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix=f"bench-{self.name}-")))
         self.directory.chmod(0o755)  # PgBouncer reads its files as another user when root starts it
         (self.directory / "userlist.txt").write_text("".join(f'"{u}" "{p}"\n' for u, p in self.users.items()))
+        if self._tls:
+            self._write_certificate()
         self.port = free_port()
         log = self._files.enter_context((self.directory / "log").open("wb"))
         command, environment = self.command(), self.environment()
@@ -142,6 +160,13 @@ class Pooler(ABC):
         self, _type: type[BaseException] | None, _error: BaseException | None, _tb: TracebackType | None
     ) -> None:
         self.stop()
+
+    def _write_certificate(self) -> None:
+        """Make an EC key, and a certificate that nobody asks who has signed it."""
+        certificate, key = Certificates(self.directory).ec
+        certificate.rename(self.directory / "server.crt")
+        key.chmod(0o644)  # PgBouncer reads it as another user
+        key.rename(self.directory / "server.key")
 
     def _listens(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
@@ -231,9 +256,9 @@ class BareLoop(Pooler):
     name = "bare loop"
 
     @classmethod
-    def serves(cls, auth_type: str) -> bool:
-        """It never asks for a password."""
-        return auth_type == "trust"
+    def serves(cls, auth_type: str, *, tls: bool) -> bool:
+        """It never asks for a password, and knows no TLS."""
+        return auth_type == "trust" and not tls
 
     @classmethod
     def version(cls) -> str:

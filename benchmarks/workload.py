@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from benchmarks import pgbench, servers
 from pooler.demo.postgres import EmbeddedPostgres
+from tests.support import system_postgres
 
 DATABASE = "bench"
 USER = "bench"
@@ -25,9 +26,12 @@ class Workload:
     seconds: float
     scale: float = 1.0
 
-    def through(self, port: int) -> pgbench.Target:
-        """Point pgbench at a port."""
-        return pgbench.Target(self.postgres.bin_dir, servers.HOST, port, DATABASE, USER, PASSWORD)
+    def through(self, port: int, *, tls: bool = False) -> pgbench.Target:
+        """Point pgbench at a port. Raises RuntimeError if there is no pgbench that speaks TLS."""
+        bin_dir = system_postgres.found() if tls else self.postgres.bin_dir
+        if bin_dir is None:
+            raise RuntimeError("no pgbench with TLS is installed (Debian: apt install postgresql)")
+        return pgbench.Target(bin_dir, servers.HOST, port, DATABASE, USER, PASSWORD, tls)
 
 
 @contextmanager

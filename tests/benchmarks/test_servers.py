@@ -41,6 +41,16 @@ def test_both_poolers_get_the_same_settings() -> None:
     assert funnel["PGFUNNEL_UPSTREAM"] == "postgresql://bench@127.0.0.1:5433/bench"
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_both_poolers_speak_tls_or_neither(tls: bool) -> None:
+    bouncer = PgBouncer(SETTINGS, 5433, "bench", {}, tls=tls).configuration()
+    funnel = PgFunnel(SETTINGS, 5433, "bench", {"bench": ""}, tls=tls).environment()
+    sslmode = "require" if tls else "disable"
+    assert f"client_tls_sslmode = {sslmode}\n" in bouncer
+    assert funnel["PGFUNNEL_CLIENT_TLS_SSLMODE"] == sslmode
+    assert ("client_tls_key_file" in bouncer) == ("PGFUNNEL_CLIENT_TLS_KEY_FILE" in funnel) == tls
+
+
 def test_what_the_user_has_set_for_libpq_does_not_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGOPTIONS", "-c jit=on")
     monkeypatch.setenv("PGFUNNEL_POOL_MODE", "session")

@@ -36,12 +36,16 @@ def hba(tls: str = "host") -> tuple[str, ...]:
 
 
 @cache
+def found() -> Path | None:
+    """Return where its programs are, if there is one with TLS."""
+    bin_dirs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    usable = (each for each in bin_dirs if (each / "postgres").exists() and _links_openssl(each / "postgres"))
+    return next(usable, None)
+
+
 def bin_dir() -> Path:
     """Return where its programs are. Skips the test where there is none with TLS."""
-    for found in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
-        if (found / "postgres").exists() and _links_openssl(found / "postgres"):
-            return found
-    pytest.skip("no Postgres with TLS is installed (Debian: apt install postgresql)")
+    return found() or pytest.skip("no Postgres with TLS is installed (Debian: apt install postgresql)")
 
 
 def _links_openssl(program: Path) -> bool:
