@@ -4,7 +4,6 @@ Some of it makes no sense, such as COMMIT outside a transaction: Postgres says w
 """
 
 import re
-from collections.abc import Sequence
 from shlex import quote
 from typing import Final
 
@@ -38,13 +37,13 @@ def mixed(*weighted: tuple[int, st.SearchStrategy[str]]) -> st.SearchStrategy[st
     return st.sampled_from([each for weight, each in weighted for _ in range(weight)]).flatmap(lambda each: each)
 
 
-def a_few(what: str, choices: Sequence[str]) -> st.SearchStrategy[str]:
-    """Return one of a few of `choices`, the same few throughout an example: what happens once is to happen again."""
-    few = st.lists(st.sampled_from(choices), min_size=1, max_size=3, unique=True)
+def a_few(what: str, texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Return one of a few of these, the same few throughout an example: what happens once is to happen again."""
+    few = st.lists(texts, min_size=1, max_size=3, unique=True)
     return st.shared(few, key=what).flatmap(st.sampled_from)
 
 
-names = a_few("settings", sorted(SETTINGS))
+names = a_few("settings", st.sampled_from(sorted(SETTINGS)))
 assignments = names.flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(SETTINGS[name])))
 
 
@@ -67,21 +66,32 @@ def texts(pattern: str, *choices: str) -> st.SearchStrategy[str]:
     return st.sampled_from([pattern.format(choice) for choice in choices or ("",)])
 
 
-sets: st.SearchStrategy[str] = st.one_of(
-    assignments.map(lambda each: f"set {assigned(each)}"),
-    assignments.map(lambda each: f"set local {assigned(each)}"),
-    assignments.map(lambda each: f"select {configured(each)}"),
-    assignments.map(lambda each: f"select {configured(each, local=True)}"),
-    assignments.map(lambda each: f"do $$begin perform {configured(each)}; end$$"),
+sets = a_few(
+    "sets",
+    st.one_of(
+        assignments.map(lambda each: f"set {assigned(each)}"),
+        assignments.map(lambda each: f"set local {assigned(each)}"),
+        assignments.map(lambda each: f"select {configured(each)}"),
+        assignments.map(lambda each: f"select {configured(each, local=True)}"),
+        assignments.map(lambda each: f"do $$begin perform {configured(each)}; end$$"),
+    ),
 )
-identities = st.one_of(
-    texts("set role {}", *ROLES, "none"),
-    texts("set local role {}", *ROLES, "none"),
-    texts("set session authorization {}", *ROLES, "default"),
-    texts("reset {}", "role", "session authorization"),
+identities = a_few(
+    "identities",
+    st.one_of(
+        texts("set role {}", *ROLES, "none"),
+        texts("set local role {}", *ROLES, "none"),
+        texts("set session authorization {}", *ROLES, "default"),
+        texts("reset {}", "role", "session authorization"),
+    ),
 )
-resets = st.one_of(
-    names.map("reset {}".format), names.map("set {} to default".format), st.sampled_from(("reset all", "discard all"))
+resets = a_few(
+    "resets",
+    st.one_of(
+        names.map("reset {}".format),
+        names.map("set {} to default".format),
+        st.sampled_from(("reset all", "discard all")),
+    ),
 )
 visible_pins = st.one_of(
     texts("create temporary table own as select {} as v", "91", "92"),
@@ -92,7 +102,7 @@ visible_pins = st.one_of(
     texts("declare c{} cursor with hold for select generate_series(1, 3)", "1", "2"),
     texts("select pg_try_advisory_lock({})", "1", "2"),
 )
-pins = st.one_of(visible_pins, texts("do $$begin perform pg_try_advisory_lock({}); end$$", "1", "2"))
+pins = a_few("pins", st.one_of(visible_pins, texts("do $$begin perform pg_try_advisory_lock({}); end$$", "1", "2")))
 unpins = st.one_of(
     texts("{}", "drop table own", "discard temp", "deallocate s", "deallocate all", "close all", "discard all"),
     texts("unlisten {}", "news", "jobs", "*"),
@@ -100,14 +110,17 @@ unpins = st.one_of(
     texts("select pg_advisory_unlock({})", "1", "2"),
     texts("select pg_advisory_unlock_all() is null"),
 )
-uses = st.one_of(
-    texts("select v from {}", "t", "pg_temp.own"),
-    texts("{}", "execute s", "select 1 / 0", "create temporary table brief (v int) on commit drop"),
-    texts("fetch from c{}", "1", "2"),
-    texts("notify {}", "news", "jobs"),
-    texts("declare brief cursor for select 1"),
-    texts("select pg_try_advisory_xact_lock({})", "1", "2"),
-    names.map(lambda name: f"select nullif(current_setting('{name}', true), '')"),
+uses = a_few(
+    "uses",
+    st.one_of(
+        texts("select v from {}", "t", "pg_temp.own"),
+        texts("{}", "execute s", "select 1 / 0", "create temporary table brief (v int) on commit drop"),
+        texts("fetch from c{}", "1", "2"),
+        texts("notify {}", "news", "jobs"),
+        texts("declare brief cursor for select 1"),
+        texts("select pg_try_advisory_xact_lock({})", "1", "2"),
+        names.map(lambda name: f"select nullif(current_setting('{name}', true), '')"),
+    ),
 )
 blocks = texts("{}", "begin", "begin", "commit", "rollback", "commit and chain", "rollback and chain")
 savepoints = st.one_of(
@@ -124,18 +137,18 @@ PREPARED: Final = (
     "select nullif(current_setting('app.x', true), '')",
     "set app.x = 'red'",
     "select set_config('TimeZone', 'Asia/Tokyo', false)",
+    "select '01/02/2003'::date - '2003-01-01'",
     "begin",
     "commit",
     "rollback",
     "deallocate all",
-    "deallocate p",
 )
 PREPARED_WITH_PARAMETER: Final = (
     "select $1::text",
     "select set_config('work_mem', $1, false)",
     "select set_config($1, '2', false)",
 )
-prepared = a_few("prepared", PREPARED)
+prepared = a_few("prepared", st.sampled_from(PREPARED))
 prepared_names = st.sampled_from(("p", "q", '""'))
 messages = mixed(
     (3, st.builds("parse {} {}".format, prepared_names, prepared)),
@@ -145,10 +158,14 @@ messages = mixed(
     (1, texts("describe {}", "p", "q", "r")),
     (2, texts("close {}", "p", "q", "r", '""')),
     (2, st.builds("parse {0} {1} | run {0} []".format, prepared_names, prepared)),
-    (4, statements.map("extended {}".format)),
+    (4, together.map("extended {}".format)),
 )
-runs = st.lists(messages, min_size=1, max_size=4).map(lambda each: " | ".join((*each, "sync")))
-pipelines = st.lists(mixed((3, runs), (1, statements.map("query {}".format))), min_size=1, max_size=3).map(" | ".join)
+runs = mixed(
+    (6, st.lists(messages, min_size=1, max_size=4).map(lambda each: " | ".join((*each, "sync")))),
+    (1, texts("extended deallocate {} | sync", "p", "q", "r")),
+    (2, statements.map("query {}".format)),
+)
+pipelines = st.lists(runs, min_size=1, max_size=3).map(" | ".join)
 
 startups = st.lists(assignments, max_size=3, unique_by=lambda each: each[0]).map(
     lambda chosen: " ".join(("login", *(quote(f"{name}={value}") for name, value in chosen)))
@@ -179,6 +196,14 @@ def units(line: str) -> list[list[str]]:
 
 def is_query(message: str) -> bool:
     return message.startswith("query ")
+
+
+def describes(message: str) -> bool:
+    return message.startswith("describe ")
+
+
+def parses_by_name(message: str) -> bool:
+    return message.startswith("parse ") and not message.startswith('parse "" ')
 
 
 def replaces_unnamed(message: str) -> bool:

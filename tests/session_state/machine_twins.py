@@ -13,9 +13,11 @@ from typing import Final
 
 from tests.session_state.clients import Client
 from tests.session_state.machine_texts import (
+    describes,
     in_vain,
     is_query,
     is_single,
+    parses_by_name,
     pins_visibly,
     replaces_unnamed,
     resets_something,
@@ -72,15 +74,16 @@ class Twins:
         what came before in the same step has ended.
         """
         first, *rest = units(line)
-        if rest and crowded and not self.pins:
-            return False
-        if any(message.startswith(("parse p", "parse q", "parse r")) for message in chain(*rest)):
-            return False  # a Parse that the server does not get, as it has the statement, where the transaction failed
-        if self._startup and any(map(resets_something, chain(*rest))):
-            return False
-        if self._startup and any(map(resets_something, first)):
-            return is_single(first) and self.straight.status == "I"
-        return not self._binds_in_doubt(line)
+        later = list(chain(*rest))
+        idle = self.straight.status == "I"
+        may_be_ended_between = bool(later) and crowded and not self.pins
+        # In a failed transaction, it makes a difference whether the server has the statement.
+        depends_on_server = any(map(parses_by_name, later)) or any(map(describes, later if idle else [*first, *later]))
+        resets = self._startup and any(map(resets_something, [*first, *later]))
+        resets_well = idle and is_single(first) and not any(map(resets_something, later))
+        return not (
+            may_be_ended_between or depends_on_server or (resets and not resets_well) or self._binds_in_doubt(line)
+        )
 
     def say(self, line: str, *, crowded: bool) -> None:
         """Say it twice. With `crowded`, what would pin it is refused; Postgres is then told what it refuses, too."""
