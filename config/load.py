@@ -6,14 +6,14 @@ pydantic judges the values. Which of them counts, where it came from and how a m
 import sys
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from config import userlist
+from config.access import Access, read_access
 from config.command_line import option_name, read_command_line
 from config.errors import ConfigurationError
 from config.fields import takes
@@ -23,15 +23,22 @@ from config.sources import CONFIG, PREFIX, TABLES, Given, Reading, Source, read_
 from config.upstream import mask
 
 _LONGEST_SHOWN = 100
+_ACCESS_FILES = ("auth_file", "auth_hba_file", "auth_ident_file")
+_BY_PASSWORD = ("plain", "md5", "scram-sha-256")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Valid settings, where each came from, and who may log in (name to password, md5 or SCRAM secret)."""
+    """Valid settings, where each came from, and who may log in."""
 
     settings: Settings
     sources: Mapping[str, Source]
-    credentials: Mapping[str, SecretStr]
+    access: Access
+
+    @property
+    def credentials(self) -> Mapping[str, SecretStr]:
+        """All users: name to password, md5 or SCRAM secret."""
+        return self.access.users
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
@@ -51,18 +58,27 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
     file = _read_file(command_line, environment)
     given = ChainMap(command_line.given, environment.given, file.given)
     settings, wrong_values = _validate(given)
-    listed, wrong_lines = _read_auth_file(given)
+    # Even if other settings are wrong: all mistakes at once.
+    access, in_files = read_access(*(_path(given, name) for name in _ACCESS_FILES))
+    wrong_lines = [
+        f"{given[each.setting].source.name}: {each.text} ({given[each.setting].source.place})" for each in in_files
+    ]
 
     mistakes = [*command_line.mistakes, *environment.mistakes, *file.mistakes, *wrong_values, *wrong_lines]
     if settings is None or mistakes:
         raise ConfigurationError(mistakes)
-    credentials = _credentials(settings, listed)
-    if settings.auth_type != "trust" and not credentials:
-        raise ConfigurationError(
-            [f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in"]
-        )
+    access = _complete(settings, access)
     sources = {name: given[name].source if name in given else Source(name, "default") for name in Settings.model_fields}
-    return Loaded(settings, sources, credentials)
+    return Loaded(settings, sources, access)
+
+
+def reload_access(loaded: Loaded) -> Access:
+    """Read the files that say who may log in again. Raises ConfigurationError with all mistakes."""
+    settings = loaded.settings
+    access, mistakes = read_access(settings.auth_file, settings.auth_hba_file, settings.auth_ident_file)
+    if mistakes:
+        raise ConfigurationError([str(mistake) for mistake in mistakes])
+    return _complete(settings, access)
 
 
 def _read_file(command_line: Reading, environment: Reading) -> Reading:
@@ -105,24 +121,34 @@ def _show(name: str, value: object) -> str:
     return str(value).lower()
 
 
-def _read_auth_file(given: Mapping[str, Given]) -> tuple[Mapping[str, SecretStr], list[str]]:
-    """Read the auth_file even if other settings are wrong: all mistakes at once."""
-    path = given.get("auth_file")
-    if path is None or not isinstance(path.value, str) or not path.value:
-        return {}, []
-    users, mistakes = userlist.read(Path(path.value))
-    name, place = path.source.name, path.source.place
-    return users, [f"{name}: {_show('auth_file', path.value)} {mistake} ({place})" for mistake in mistakes]
+def _path(given: Mapping[str, Given], name: str) -> Path | None:
+    value = given[name].value if name in given else None
+    return Path(value) if isinstance(value, str) and value else None
 
 
-def _credentials(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+def _complete(settings: Settings, access: Access) -> Access:
+    """Add the users of the settings, and see that somebody may log in. Raises ConfigurationError."""
+    users = _users(settings, access.users)
+    mistakes = []
+    if settings.auth_type in _BY_PASSWORD and not users and not settings.auth_user:
+        mistakes.append(
+            f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in"
+        )
+    if settings.auth_type == "any" and settings.upstream.user is None:
+        mistakes.append("upstream: it names no user, as whom auth_type any serves everybody")
+    if mistakes:
+        raise ConfigurationError(mistakes)
+    return replace(access, users=users)
+
+
+def _users(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     """Merge all users.
 
     The upstream's own goes last: that password is the one which logs in at Postgres, so a line left behind in a file
     can't lock its user out.
     """
-    credentials = {**listed, **settings.users}
+    users = {**listed, **settings.users}
     user, password = settings.upstream.user, settings.upstream.password
-    if user is not None and (password is not None or settings.auth_type == "trust"):
-        credentials[user] = password or credentials.get(user, SecretStr(""))
-    return credentials
+    if user is not None and (password is not None or settings.auth_type not in _BY_PASSWORD):
+        users[user] = password or users.get(user, SecretStr(""))
+    return users
