@@ -6,8 +6,8 @@ parameters nor its database (CVE-2025-12819). When to ask, and how long an answe
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from math import inf
 from typing import Final, NamedTuple
 
@@ -73,6 +73,7 @@ class AuthQuery:
             max_size=CONNECTIONS,
             max_inactive_connection_lifetime=idle_s,
             connect=self._connect,
+            init=_read_times_as_seconds,
         )
 
     async def ask(self, user: str) -> Found | None:
@@ -177,7 +178,22 @@ def _read(user: str, row: list[object]) -> Found:
         raise NoAnswerError("auth_query returns a secret that is not text")
     if valid_until is None:
         return Found(secret)
-    if not isinstance(valid_until, datetime) or valid_until.tzinfo is None:
+    if not isinstance(valid_until, float):
         raise NoAnswerError("auth_query returns a third column that is not a timestamptz")
-    lifetime = (valid_until - datetime.now(UTC)).total_seconds()
+    lifetime = valid_until - time.time()
     return Found(secret, lifetime) if lifetime > 0 else Found("")
+
+
+async def _read_times_as_seconds(connection: asyncpg.Connection) -> None:
+    """Take a timestamptz as seconds since 1970: Python's datetime ends in 9999, and knows no infinity."""
+    await connection.set_type_codec(
+        "timestamptz", schema="pg_catalog", format="tuple", encoder=_no_parameter, decoder=_seconds
+    )
+
+
+def _seconds(microseconds_since_2000: tuple[int]) -> float:
+    return microseconds_since_2000[0] / 1e6 + 946_684_800
+
+
+def _no_parameter(_: object) -> tuple[int]:
+    raise NotImplementedError

@@ -5,11 +5,13 @@ a VALID UNTIL count at once; the old answer serves (up to auth_query_max_age) on
 """
 
 import asyncio
+import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from pooler.access.auth_query import CONNECTIONS, Found, NoAnswerError
+from config.settings import Settings
+from pooler.access.auth_query import CONNECTIONS, AuthQuery, Found, NoAnswerError, Server
 from pooler.access.candidate import Candidate
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
@@ -238,6 +240,37 @@ class Lookup:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._query.close()
+
+
+def lookup_for(
+    settings: Settings,
+    password: Callable[[str | None], Awaitable[str]],
+    tls: Callable[[], ssl.SSLContext | None],
+    now: Callable[[], float],
+    log: Log,
+) -> Lookup | None:
+    """Return the Lookup that the settings describe, if they do. See Server for `password`; `tls` is server_context."""
+    upstream, auth_user = settings.upstream, settings.auth_user
+    if not auth_user:
+        return None
+
+    def ways() -> Sequence[ssl.SSLContext | None]:
+        mode = "disable" if upstream.host.startswith("/") else settings.server_tls_sslmode
+        context = tls() if mode != "disable" else None
+        by_mode = {"disable": (None,), "allow": (None, context), "prefer": (context, None)}
+        return by_mode.get(mode, (context,))
+
+    server = Server(
+        upstream.host,
+        upstream.port,
+        auth_user,
+        settings.auth_dbname or upstream.dbname or auth_user,
+        password,
+        ways,
+        direct_tls=settings.server_tls_sslnegotiation == "direct",
+    )
+    query = AuthQuery(settings.auth_query, server, settings.server_connect_timeout, settings.server_idle_timeout)
+    return Lookup(query, auth_user, settings.auth_query_max_age, now, log)
 
 
 def _keep(memory: OrderedDict[str, T], key: str, value: T) -> None:
