@@ -137,7 +137,6 @@ PREPARED: Final = (
     "select nullif(current_setting('app.x', true), '')",
     "set app.x = 'red'",
     "select set_config('TimeZone', 'Asia/Tokyo', false)",
-    "select '01/02/2003'::date - '2003-01-01'",
     "begin",
     "commit",
     "rollback",
@@ -202,8 +201,9 @@ def describes(message: str) -> bool:
     return message.startswith("describe ")
 
 
-def parses_by_name(message: str) -> bool:
-    return message.startswith("parse ") and not message.startswith('parse "" ')
+def names_statement(message: str) -> bool:
+    """Tell whether it parses, describes or deallocates one of p, q and r."""
+    return bool(re.match(r"(parse|describe|(query|extended) deallocate) [pqr]\b", message))
 
 
 def replaces_unnamed(message: str) -> bool:

@@ -17,7 +17,7 @@ from tests.session_state.machine_texts import (
     in_vain,
     is_query,
     is_single,
-    parses_by_name,
+    names_statement,
     pins_visibly,
     replaces_unnamed,
     resets_something,
@@ -78,12 +78,10 @@ class Twins:
         idle = self.straight.status == "I"
         may_be_ended_between = bool(later) and crowded and not self.pins
         # In a failed transaction, it makes a difference whether the server has the statement.
-        depends_on_server = any(map(parses_by_name, later)) or any(map(describes, later if idle else [*first, *later]))
+        in_doubt = any(map(names_statement, later)) or (not idle and any(map(describes, first)))
         resets = self._startup and any(map(resets_something, [*first, *later]))
         resets_well = idle and is_single(first) and not any(map(resets_something, later))
-        return not (
-            may_be_ended_between or depends_on_server or (resets and not resets_well) or self._binds_in_doubt(line)
-        )
+        return not (may_be_ended_between or in_doubt or (resets and not resets_well) or self._binds_in_doubt(line))
 
     def say(self, line: str, *, crowded: bool) -> None:
         """Say it twice. With `crowded`, what would pin it is refused; Postgres is then told what it refuses, too."""
