@@ -5,8 +5,8 @@ nothing moved since it first saw it, has lasted at least that long. So a timeout
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from config.settings import Settings
 from pooler.advice import advise
@@ -19,6 +19,7 @@ from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from pooler.sockets import has_hung_up
+from pooler.tls.handshakes import Handshakes
 from protocol.kinds import IDLE
 
 ROUND_S: Final = 1 / 3
@@ -28,6 +29,18 @@ CLEANING_S: Final = 3.0
 long to answer a check."""
 PATIENCE_S: Final = 1.0
 """How long a pool that has no server at all waits under a full cap, before a busy pool gives one up for it."""
+ROUNDS_BETWEEN_LOOKS: Final = 9
+"""Every so many rounds, 3 s, the janitor looks whether a file has changed."""
+
+
+class Reloadable(Protocol):
+    """What comes from files, and can be read again while the pooler runs. What is wrong with them is logged."""
+
+    def reload(self) -> None:
+        """Read them again."""
+
+    def reload_if_changed(self) -> None:
+        """Read them again if one of them is another than before."""
 
 
 class Premises(NamedTuple):
@@ -36,9 +49,11 @@ class Premises(NamedTuple):
     settings: Settings
     pools: Pools
     lobby: Lobby
+    handshakes: Handshakes
     departures: Departures
     clients: Clients
     canceller: Canceller
+    reloadables: Sequence[Reloadable]
     now: Callable[[], float]
 
 
@@ -48,6 +63,7 @@ class Janitor:
     def __init__(self, premises: Premises) -> None:
         self._premises = premises
         self._timer: asyncio.TimerHandle | None = None
+        self._rounds = 0
 
     def start(self) -> None:
         """Begin."""
@@ -68,6 +84,7 @@ class Janitor:
         premises = self._premises
         now = premises.now()
         self._sweep_logins(now)
+        premises.handshakes.sweep(now)
         for pool in premises.pools:
             self._sweep_queues(pool, now)
             self._sweep_hung_up(pool)
@@ -86,6 +103,10 @@ class Janitor:
         if premises.settings.client_idle_timeout:
             self._sweep_idle_clients(now)
         premises.departures.sweep(now)
+        self._rounds += 1
+        if self._rounds % ROUNDS_BETWEEN_LOOKS == 0:
+            for reloadable in premises.reloadables:
+                reloadable.reload_if_changed()
 
     # --- clients
 

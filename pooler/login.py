@@ -1,16 +1,17 @@
-"""A client's connection from its first byte to its login: encryption requests, cancels, proof, welcome.
+"""A client's connection from its first byte to its login: encryption, cancels, proof, welcome.
 
 Costs little for whoever has not proven anything: a bounded buffer, no task, no server connection.
 """
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable
 from enum import Enum, auto
 from struct import Struct
 from typing import Final, NamedTuple, cast
 
-from pooler.access.candidate import Encrypted, Proof
+from pooler.access.candidate import Proof
 from pooler.access.gate import Gate
 from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.fitting import Fittings
@@ -18,6 +19,10 @@ from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import ServerSession
 from pooler.sharing import Fitted
+from pooler.tls.connection import TlsConnection, explain
+from pooler.tls.contexts import ALPN
+from pooler.tls.handshakes import Handshakes, cause_of
+from pooler.tls.watched import WatchedContext
 from protocol.errors import ClientViolation, ProtocolViolation
 from protocol.kinds import LONG_KEYS_MINOR, PASSWORD, TERMINATE
 from protocol.messages import (
@@ -38,12 +43,29 @@ _process_id = Struct("!I").pack
 _SECRET_SIZE: Final = 4
 _LONG_SECRET_SIZE: Final = 32  # protocol 3.2 and later
 
+_TLS_BEGINS: Final = 0x16
+"""The first byte of TLS without an SSLRequest before it (RFC 8446, section 5.1: handshake). As the first byte of a
+packet's length it would make that longer than any may be."""
+_TLS_REQUIRED: Final = Ending(
+    Reason.TLS_REQUIRED,
+    "28000",
+    "connection requires TLS (client_tls_sslmode)",
+    hint="Set sslmode=require, or what your driver calls it.",
+)
 _NO_REPLICATION: Final = Ending(
     Reason.LOGIN_REFUSED,
     "0A000",
     "replication connections are not pooled",
     hint="Connect to Postgres itself for replication.",
 )
+
+
+class TlsOffer(NamedTuple):
+    """TLS, as clients may have it or have to."""
+
+    identity: WatchedContext
+    handshakes: Handshakes
+    required: bool
 
 
 class LoginDuties(NamedTuple):
@@ -69,12 +91,15 @@ class LoginDuties(NamedTuple):
     startups: StartupMemory
     clients: Clients
     client_duties: ClientDuties
+    tls: TlsOffer | None = None
+    """None: there is no TLS here."""
 
 
 class Stage(Enum):
     """What the client's next bytes are for."""
 
     FIRST_PACKET = auto()
+    HANDSHAKE = auto()  # TLS, or nobody yet: it waits for its turn
     PLACE = auto()  # nobody yet: it waits for a place among max_client_conn
     DECISION = auto()  # nobody yet: the gate makes up its mind
     PROOF = auto()
@@ -87,6 +112,7 @@ class ClientLogin(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
+        "_direct",
         "_duties",
         "_encryption_asked",
         "_pool",
@@ -111,18 +137,20 @@ class ClientLogin(asyncio.Protocol):
         self._stage = Stage.FIRST_PACKET
         self._buffer = b""
         self._encryption_asked: frozenset[Encryption] = frozenset()
+        self._direct = False
+        """TLS has begun without an SSLRequest."""
         self.ended = False
         self.since = self.waiting_since = 0.0
 
     @property
-    def tls(self) -> Encrypted | None:
+    def tls(self) -> TlsConnection | None:
         """See Candidate."""
-        return None
+        return self.transport if isinstance(self.transport, TlsConnection) else None
 
     @property
     def identified(self) -> bool:
         """It has said who it is."""
-        return self._stage not in (Stage.FIRST_PACKET, Stage.CANCEL)
+        return self._stage not in (Stage.FIRST_PACKET, Stage.HANDSHAKE, Stage.CANCEL)
 
     @property
     def proven(self) -> bool:
@@ -156,6 +184,10 @@ class ClientLogin(asyncio.Protocol):
     def _take_what_is_due(self) -> None:
         while self._buffer and not self.ended:
             if self._stage is Stage.FIRST_PACKET:
+                if self._buffer[0] == _TLS_BEGINS and self._may_begin_tls():
+                    self._direct = True
+                    self._ask_for_handshake()
+                    return
                 found = self._duties.startups.read(self._buffer)
                 if found is None:
                     return
@@ -181,26 +213,81 @@ class ClientLogin(asyncio.Protocol):
     def _take_first_packet(self, packet: FirstPacket) -> None:
         if isinstance(packet, Startup):
             self.startup = packet
+            if self._duties.tls is not None and self._duties.tls.required and self.tls is None:
+                self.end(_TLS_REQUIRED)
+                return
             self._stage = Stage.PLACE
             self._duties.identified(self)
         elif isinstance(packet, Cancel):
             self._stage = Stage.CANCEL
             self._duties.cancel(packet.key, self._cancelled)
         else:
-            self._refuse_encryption(packet)
+            self._answer_encryption_request(packet)
 
-    def _refuse_encryption(self, request: Encryption) -> None:
-        """Answer N: the client goes on in clear, or gives up.
+    def _answer_encryption_request(self, request: Encryption) -> None:
+        """Begin TLS; or answer N: the client goes on in clear, or gives up.
 
         What came behind the request was sent before this answer; whoever slips bytes in there (CVE-2021-23222) gets
-        no further. Each kind of encryption may be asked for once.
+        no further. Each kind of encryption may be asked for once, and none inside of TLS.
         """
         if self._buffer:
             raise ClientViolation("received unencrypted data after an encryption request")
-        if request in self._encryption_asked:
+        if request in self._encryption_asked or self.tls is not None:
             raise ClientViolation("encryption was asked for twice")
         self._encryption_asked |= {request}
-        self.transport.write(b"N")
+        if request is Encryption.SSL and self._duties.tls is not None:
+            self._ask_for_handshake()
+        else:
+            self.transport.write(b"N")
+
+    # --- TLS
+
+    def _may_begin_tls(self) -> bool:
+        return self._duties.tls is not None and not self._encryption_asked and self.tls is None
+
+    def _ask_for_handshake(self) -> None:
+        self._stage = Stage.HANDSHAKE
+        if self._duties.tls is not None:
+            self._duties.tls.handshakes.begin(self)
+
+    def shake_hands(self) -> None:
+        """See handshakes.Guest."""
+        offer = self._duties.tls
+        if offer is None or self.ended:
+            return
+        data, self._buffer = self._buffer, b""
+        if not self._direct:
+            if data:
+                self.end(Ending(Reason.CLIENT_VIOLATION, message="received unencrypted data after an SSL request"))
+                return
+            self.transport.write(b"S")
+        elif len(data) > MAX_EARLY_SIZE:
+            self.transport.resume_reading()
+        below = self.transport
+        tls = self.transport = TlsConnection(below, self, offer.identity.context, self._secured, turns=offer.handshakes)
+        if data:
+            tls.data_received(data)
+
+    def _secured(self, error: OSError | None) -> None:
+        """The handshake is done, or has failed."""
+        offer, tls = self._duties.tls, self.tls
+        if offer is None or tls is None or self.ended:
+            return
+        cause, message = "", ""
+        if error is not None:
+            cause, message = cause_of(error), explain(error)
+        elif self._direct and tls.ssl.selected_alpn_protocol() != ALPN:
+            cause, message = "alpn", f"TLS without an SSLRequest takes ALPN {ALPN!r}"
+        self._stage = Stage.FIRST_PACKET
+        offer.handshakes.done(self, cause)
+        if isinstance(error, ssl.SSLError):
+            self.transport = tls.below
+        if message:
+            self.end(Ending(Reason.TLS_FAILED, message=message))
+
+    def too_slow(self) -> None:
+        """See handshakes.Guest."""
+        self.end(Ending(Reason.TLS_FAILED, message="the TLS handshake took too long while others waited for theirs"))
 
     def _cancelled(self) -> None:
         """The cancel has been carried out, or led nowhere; the client is not told which (as Postgres does)."""
@@ -314,6 +401,8 @@ class ClientLogin(asyncio.Protocol):
         if self.ended:
             return
         self.ended = True
+        if self._stage is Stage.HANDSHAKE and self._duties.tls is not None:
+            self._duties.tls.handshakes.done(self, ending.reason.value if ending is not None else "")
         if self._stage is Stage.POOL:
             self._pool.newcomers.pop(self, None)
             if self.startup.settings:

@@ -16,6 +16,8 @@ from pooler.pools import Pools
 from pooler.reasons import Reason
 from pooler.state_metrics import state_metrics
 from pooler.tally import Tally
+from pooler.tls.connection import TlsConnection
+from pooler.tls.handshakes import Handshakes
 from protocol.statements import Library
 
 _POOL = ("database", "user")
@@ -25,6 +27,7 @@ class Figures(NamedTuple):
     """Where the figures stand."""
 
     clients: Clients
+    handshakes: Handshakes
     places: int
     """How many clients there may be."""
     lobby: Lobby
@@ -52,11 +55,15 @@ class PoolerCollector(Collector):
     def _clients(self) -> Iterator[Metric]:
         figures = self._figures
         yield _gauge("pgfunnel_clients", "Clients that are logged in", len(figures.clients))
+        encrypted = sum(isinstance(client.transport, TlsConnection) for client in list(figures.clients.values()))
+        yield _gauge("pgfunnel_tls_clients", "Those that use TLS", encrypted)
         yield _gauge("pgfunnel_max_client_connections", "How many there may be", figures.places)
         lobby = GaugeMetricFamily(
             "pgfunnel_logins", "Connections that are not logged in, by what they wait for", labels=["state"]
         )
-        lobby.add_metric(["first_packet"], len(figures.lobby.strangers))
+        shaking = len(figures.handshakes.under_way) + len(figures.handshakes.queue)
+        lobby.add_metric(["first_packet"], len(figures.lobby.strangers) - shaking)
+        lobby.add_metric(["tls"], shaking)
         lobby.add_metric(["place"], len(figures.lobby.queue))
         lobby.add_metric(["proof"], len(figures.lobby.proving))
         yield lobby
@@ -98,6 +105,12 @@ class PoolerCollector(Collector):
         yield CounterMetricFamily("pgfunnel_server_logins", "Server connections opened", tally.servers_opened)
         yield CounterMetricFamily("pgfunnel_cancels", "Cancel requests received", tally.cancels)
         yield CounterMetricFamily("pgfunnel_cancels_failed", "Those that did not get to Postgres", tally.cancels_failed)
+        yield _by_label(
+            "pgfunnel_tls_handshakes_failed",
+            "TLS handshakes with clients that failed",
+            "cause",
+            self._figures.handshakes.failed,
+        )
         yield _by_label("pgfunnel_clients_ended", "Client connections ended", "reason", tally.clients_ended)
         yield _by_label(
             "pgfunnel_servers_ended", "Server connections ended, or not opened", "reason", tally.servers_ended

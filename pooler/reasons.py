@@ -14,6 +14,8 @@ class Reason(StrEnum):
     CLIENT_VIOLATION = "client_protocol_violation"  # c
     LOGIN_FAILED = "login_failed"  # c: wrong password, unknown user, or a mechanism that was not offered
     AUTH_QUERY_FAILED = "auth_query_failed"  # c
+    TLS_REQUIRED = "tls_required"  # c: it came without TLS, and that is not allowed
+    TLS_FAILED = "tls_handshake_failed"  # c
     LOGIN_TIMEOUT = "client_login_timeout"  # c
     LOGIN_REFUSED = "login_refused"  # c: not what this pooler serves, e.g. a replication connection
     LOGIN_FLOOD = "login_flood"  # c: too many connections at once that have not said who they are
@@ -34,6 +36,8 @@ class Reason(StrEnum):
     SHUTDOWN = "shutdown"  # c and s
     SERVER_CONNECT_FAILED = "server_connect_failed"  # s: refused, unreachable, or not now
     SERVER_CONNECT_TIMEOUT = "server_connect_timeout"  # s
+    SERVER_TLS_FAILED = "server_tls_failed"  # s: there is no TLS, or not as it has to be
+    SERVER_PASSWORD_FAILED = "server_password_failed"  # noqa: S105 - s: server_password_source has not given any
     SERVER_LIFETIME = "server_lifetime"  # s
     SERVER_IDLE_TIMEOUT = "server_idle_timeout"  # s
     SERVER_CHECK_FAILED = "server_check_failed"  # s

@@ -16,11 +16,11 @@ from pooler.access.gate import Gate
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.fitting import Fittings
-from pooler.janitor import Janitor, Premises
+from pooler.janitor import Janitor, Premises, Reloadable
 from pooler.ledger import Ledger
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
-from pooler.login import ClientLogin, LoginDuties
+from pooler.login import ClientLogin, LoginDuties, TlsOffer
 from pooler.metrics import Figures
 from pooler.policy import ignored_everywhere
 from pooler.pools import Pools
@@ -28,6 +28,9 @@ from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
 from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limit
 from pooler.tally import Tally
+from pooler.tls.connection import TlsConnection
+from pooler.tls.handshakes import Handshakes
+from pooler.tls.watched import watch_client_context
 from pooler.web import Web
 from protocol.startup import Startup, StartupMemory
 from protocol.statements import Library
@@ -71,6 +74,8 @@ class Pooler:
         self.departures = Departures(strangers)
         self.lobby = Lobby(self.places, strangers)
         self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed)
+        self.handshakes = Handshakes(settings.client_tls_handshakes)
+        self.reloadables: list[Reloadable] = []
         ids = itertools.count(1)
         self.ledger = Ledger(self.now, log)
         self.library = Library(
@@ -119,14 +124,42 @@ class Pooler:
                 settings.max_packet_size,
                 None if settings.pool_mode == "session" else self.library,
             ),
+            tls=self._tls_offer(),
         )
         self._janitor = Janitor(
-            Premises(settings, self.pools, self.lobby, self.departures, self.clients, self.canceller, self.now)
+            Premises(
+                settings,
+                self.pools,
+                self.lobby,
+                self.handshakes,
+                self.departures,
+                self.clients,
+                self.canceller,
+                self.reloadables,
+                self.now,
+            )
         )
         figures = Figures(
-            self.clients, self.places, self.lobby, self.pools, self.tally, self.ledger, self.library, self.now
+            self.clients,
+            self.handshakes,
+            self.places,
+            self.lobby,
+            self.pools,
+            self.tally,
+            self.ledger,
+            self.library,
+            self.now,
         )
         self._web = Web(figures, lambda: self.accepting, settings) if settings.metrics_addr else None
+
+    def _tls_offer(self) -> TlsOffer | None:
+        """Return the TLS that clients get. Raises TlsSettingsError."""
+        mode = self.settings.client_tls_sslmode
+        if mode == "disable":
+            return None
+        identity = watch_client_context(self.settings, self.log)
+        self.reloadables.append(identity)
+        return TlsOffer(identity, self.handshakes, required=mode not in ("allow", "prefer"))
 
     def _count_places(self) -> tuple[int, int]:
         """Return how many clients and how many strangers the limit on open files has room for."""
@@ -164,8 +197,9 @@ class Pooler:
             (signal.SIGQUIT, Shutdown.IMMEDIATE),
         ):
             loop.add_signal_handler(number, self.stop, how, number.name)
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            # In PgBouncer's hands they reload, pause and resume; unhandled they would end the process.
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            # In PgBouncer's hands they pause and resume; unhandled they would end the process.
             loop.add_signal_handler(number, self._ignore, number.name)
         await self._start()
         try:
@@ -187,7 +221,7 @@ class Pooler:
             if isinstance(name, str):
                 self._socket_paths.append(Path(name))
                 listener = await loop.create_unix_server(
-                    self._new_login, sock=sock, backlog=self.settings.listen_backlog
+                    self._new_local_login, sock=sock, backlog=self.settings.listen_backlog
                 )
             else:
                 self.port = name[1]
@@ -201,8 +235,13 @@ class Pooler:
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
 
+    def reload(self) -> None:
+        """Read again what comes from files."""
+        for reloadable in self.reloadables:
+            reloadable.reload()
+
     def _ignore(self, signal_name: str) -> None:
-        self.log.warning("signal_ignored", signal=signal_name, advice="restart pgfunnel to change its settings")
+        self.log.warning("signal_ignored", signal=signal_name)
 
     def _report(self, _: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
         """Log what nobody has caught: a fault of ours. The connection in whose callback it happened is closed."""
@@ -215,6 +254,10 @@ class Pooler:
 
     def _new_login(self) -> ClientLogin:
         return ClientLogin(self._login_duties)
+
+    def _new_local_login(self) -> ClientLogin:
+        """As PgBouncer and Postgres, offer no TLS on a Unix socket, and ask for none."""
+        return ClientLogin(self._login_duties._replace(tls=None))
 
     def stop(self, how: Shutdown, signal_name: str = "") -> None:
         """Begin to shut down; asked again, do so at once."""
@@ -289,7 +332,7 @@ class Pooler:
         self.lobby.left(login, joined=joined)
         if ending is not None:
             self._count_ending(ending)
-            if self.settings.log_pooler_errors and ending.sqlstate:
+            if self.settings.log_pooler_errors and ending.message:
                 startup = login.startup if login.identified else None
                 self.log.warning(
                     "login_failed",
@@ -312,6 +355,7 @@ class Pooler:
                 database=startup.database,
                 addr=_address(session.transport),
                 application_name=startup.parameters.get("application_name"),
+                **_encryption(session.transport),
             )
 
     def _client_ended(self, session: ClientSession, ending: Ending) -> None:
@@ -354,3 +398,11 @@ class Pooler:
 def _address(transport: asyncio.Transport) -> str:
     peer = transport.get_extra_info("peername")
     return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+
+
+def _encryption(transport: asyncio.Transport) -> dict[str, str | None]:
+    """Return what the log says of it."""
+    if not isinstance(transport, TlsConnection):
+        return {}
+    cipher = transport.ssl.cipher()
+    return {"tls": transport.ssl.version(), "cipher": cipher[0] if cipher is not None else None}

@@ -39,31 +39,25 @@ class TlsContext(ssl.SSLContext):
     """The first of the certificates that peers are shown (DER)."""
 
 
-def client_context(settings: Settings) -> TlsContext | None:
-    """Return what TLS towards clients uses, if there is any. Raises TlsSettingsError."""
-    mode = settings.client_tls_sslmode
-    certificate, key = settings.client_tls_cert_file, settings.client_tls_key_file
-    if mode == "disable" or certificate is None:
-        return None
+def client_context(settings: Settings) -> TlsContext:
+    """Return what TLS towards clients uses. Raises TlsSettingsError."""
     context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
     _choose(context, "client_tls", settings.client_tls_protocols, settings.client_tls_ciphers)
-    _show(context, "client_tls", certificate, key)
+    _show(context, "client_tls", settings.client_tls_cert_file, settings.client_tls_key_file)
     _agree_on_keys(context, settings)
     context.set_alpn_protocols([ALPN])
     context.num_tickets = settings.client_tls_tickets
     if not settings.client_tls_tickets:
         context.options |= ssl.OP_NO_TICKET
-    if mode.startswith("verify"):
+    if settings.client_tls_sslmode.startswith("verify"):
         _trust(context, "client_tls", settings.client_tls_ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
-def server_context(settings: Settings) -> TlsContext | None:
-    """Return what TLS towards Postgres uses, if there is any. Raises TlsSettingsError."""
+def server_context(settings: Settings) -> TlsContext:
+    """Return what TLS towards Postgres uses. Raises TlsSettingsError."""
     mode = settings.server_tls_sslmode
-    if mode == "disable":
-        return None
     context = TlsContext(ssl.PROTOCOL_TLS_CLIENT)
     _choose(context, "server_tls", settings.server_tls_protocols, settings.server_tls_ciphers)
     context.set_alpn_protocols([ALPN])
@@ -95,7 +89,10 @@ def _choose(context: TlsContext, side: str, protocols: str, ciphers: str) -> Non
             raise TlsSettingsError(f"{side}_ciphers: OpenSSL knows no cipher of {ciphers!r}") from None
 
 
-def _show(context: TlsContext, side: str, certificate: Path, key: Path | None) -> None:
+def _show(context: TlsContext, side: str, certificate: Path | None, key: Path | None) -> None:
+    if certificate is None:
+        raise TlsSettingsError(f"{side}_cert_file: it is missing")
+
     def refuse() -> str:
         raise TlsSettingsError(f"{side}_key_file: {key} has a passphrase, and nobody is there to type it")
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from config.settings import Settings
 from pooler.log import Log
-from pooler.tls.contexts import TlsContext, TlsSettingsError
+from pooler.tls.contexts import TlsContext, TlsSettingsError, client_context
 
 _Stamp = tuple[int, int, int] | None
 """What changes with a file's contents; None = it is not there."""
@@ -39,6 +40,12 @@ class WatchedContext:
 
     def _look(self) -> list[_Stamp]:
         return [_stamp(file) for file in self._files]
+
+
+def watch_client_context(settings: Settings, log: Log) -> WatchedContext:
+    """Return what TLS towards clients uses. Raises TlsSettingsError."""
+    files = settings.client_tls_cert_file, settings.client_tls_key_file, settings.client_tls_ca_file
+    return WatchedContext("client", lambda: client_context(settings), files, log)
 
 
 def _stamp(file: Path) -> _Stamp:

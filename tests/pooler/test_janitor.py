@@ -14,6 +14,7 @@ from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
+from pooler.tls.handshakes import Handshakes
 from protocol.messages import TERMINATE
 from tests.pooler.house import DONE, IN_TRANSACTION, House, query, sent, wire
 from tests.protocol.model import message
@@ -48,9 +49,11 @@ class Watch:
                 Settings(upstream="postgresql://alice@localhost/shop", **given),
                 pools,
                 self.lobby,
+                Handshakes(1),
                 self.departures,
                 self.clients,
                 cast("Any", SimpleNamespace(cancel_server=self.cancelled.append)),
+                (),
                 self.house.now,
             )
         )
