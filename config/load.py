@@ -113,7 +113,7 @@ def _explain(details: ErrorDetails, given: Mapping[str, Given]) -> str:
 
 def _show(name: str, value: object) -> str:
     """Return a value for a message, or as much of it as can't be secret."""
-    if name in TABLES or not isinstance(value, (str, int, float)):
+    if name in (*TABLES, "server_password_source") or not isinstance(value, (str, int, float)):
         return "its value"
     if isinstance(value, str):
         text = mask(value) if name == "upstream" or "://" in value or "@" in value else value

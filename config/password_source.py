@@ -7,8 +7,13 @@ import importlib.util
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-FORMS = "env:NAME, file:/path, command:..., aws-secretsmanager:NAME or aws-rds-iam"
+from pydantic import BeforeValidator, InstanceOf
+
+from config.fields import Takes
+
+FORMS = "env:NAME, file:/path, command:..., aws-secretsmanager:NAME, aws-rds-iam"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,13 @@ class FromRdsIam:
 
 
 PasswordSource = FromEnvironment | FromFile | FromCommand | FromSecretsManager | FromRdsIam
+_Source = (
+    InstanceOf[FromEnvironment]
+    | InstanceOf[FromFile]
+    | InstanceOf[FromCommand]
+    | InstanceOf[FromSecretsManager]
+    | InstanceOf[FromRdsIam]
+)
 
 
 def parse(text: str) -> PasswordSource | None:
@@ -101,6 +113,13 @@ def parse(text: str) -> PasswordSource | None:
         case "aws-rds-iam":
             return FromRdsIam(rest)
     raise ValueError(f"is none of {FORMS}")
+
+
+def _parse(value: object) -> object:
+    return parse(value) if isinstance(value, str) else value
+
+
+ServerPasswordSource = Annotated[_Source | None, BeforeValidator(_parse), Takes("SOURCE", f"one of {FORMS}")]
 
 
 def _split(line: str) -> tuple[str, ...]:

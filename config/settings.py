@@ -30,6 +30,7 @@ from config.fields import (
     Text,
     UpstreamUrl,
 )
+from config.password_source import FromRdsIam, PasswordSource, ServerPasswordSource
 from config.session_state import DEFAULTS
 from config.tls import ClientTls, ServerTls
 
@@ -45,6 +46,17 @@ class Process(BaseModel):
         description="The Postgres behind the pooler, and the user who logs in there: the only setting that must be "
         "given. A Unix socket is postgresql:///dbname?host=/directory. Clients may ask for other databases "
         "than the URL's. PGPASSWORD and the like are not read.",
+    )
+    server_password_source: ServerPasswordSource = Field(
+        default=None,
+        description="Where the password for Postgres comes from, instead of the upstream URL: env:NAME; file:/path, "
+        "its first line, read at each login; command:PROGRAM ARGUMENT..., the first line of what it writes, run "
+        "without a shell, for 10 seconds at most; aws-secretsmanager:NAME or ARN, and #KEY for an entry of a JSON "
+        "object other than password; aws-rds-iam or aws-rds-iam:REGION, tokens that are signed here, renewed before "
+        "they expire, and sent over TLS only. It is the password of the URL's user; if the URL names none, of every "
+        "user who has no secret in users or auth_file. It is asked again when Postgres has refused its answer. The "
+        "last two take the extra pgfunnel[aws]. Clients do not log in with it: give them secrets of their own, or an "
+        "auth_type that needs none.",
     )
     listen_addr: Addresses = Field(
         default=("127.0.0.1",),
@@ -65,6 +77,16 @@ class Process(BaseModel):
         description="How long SIGTERM lets clients finish their transactions before it closes them; 0 for as long "
         "as they take. PgBouncer has no such limit.",
     )
+
+    @field_validator("server_password_source")
+    @classmethod
+    def _no_other_password(cls, source: PasswordSource | None, info: ValidationInfo) -> PasswordSource | None:
+        upstream, mode = info.data.get("upstream"), info.data.get("server_tls_sslmode")
+        if source is not None and upstream is not None and upstream.password is not None:
+            raise ValueError("is given, and the upstream URL has a password: leave out one of them")
+        if isinstance(source, FromRdsIam) and mode in ("disable", "allow", "prefer"):
+            raise ValueError(f"is aws-rds-iam, and server_tls_sslmode is {mode}: RDS takes TLS (best verify-full)")
+        return source
 
     @field_validator("unix_socket_dir")
     @classmethod

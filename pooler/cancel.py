@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Final
 
 from pooler.client import Clients
-from pooler.connect import open_transport
+from pooler.dial import ConnectFailedError, ServerTls, dial, encrypt
 from pooler.reasons import Reason
 from pooler.server import ServerSession
+from pooler.tls.connection import TlsConnection
 from protocol.messages import cancel_request
 
 MAX_AT_ONCE: Final = 32
@@ -24,9 +25,19 @@ CLOSE_S: Final = 1.0
 class Canceller:
     """Sends CancelRequests to Postgres, a bounded number at a time."""
 
-    def __init__(self, clients: Clients, timeout_s: float, on_failure: Callable[[ServerSession, str], None]) -> None:
-        """`timeout_s` bounds how long a cancel may wait and take (cancel_wait_timeout; 0 = no limit)."""
+    def __init__(
+        self,
+        clients: Clients,
+        timeout_s: float,
+        on_failure: Callable[[ServerSession, str], None],
+        tls: ServerTls | None = None,
+    ) -> None:
+        """`timeout_s` bounds how long a cancel may wait and take (cancel_wait_timeout; 0 = no limit).
+
+        `tls` is for cancels of what is encrypted: who could read one could cancel on and on.
+        """
         self._clients = clients
+        self._tls = tls
         self._timeout_s = timeout_s
         self._on_failure = on_failure
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
@@ -53,32 +64,35 @@ class Canceller:
         return task
 
     async def _cancel(self, server: ServerSession) -> None:
-        courier = _Courier()
+        errand = _Errand()
         try:
             async with asyncio.timeout(self._timeout_s or None), self._places:
-                await self._deliver(server, courier)
+                await self._deliver(server, errand)
         except TimeoutError:
             self._on_failure(server, f"not confirmed within {self._timeout_s:g} s")
-        except OSError as error:
+        except (OSError, ConnectFailedError) as error:
             self._on_failure(server, str(error))
         finally:
             del self._under_way[server]
-            if courier.sent and not courier.closed.is_set():
+            if errand.sent and not errand.confirmed:
                 server.retire(Reason.CANCEL_UNCONFIRMED)  # the signal may still come
             server.cancel_settled()
 
-    async def _deliver(self, server: ServerSession, courier: "_Courier") -> None:
+    async def _deliver(self, server: ServerSession, errand: "_Errand") -> None:
         # Each time there was something to wait for, the query may have ended: then there is nothing to cancel.
         if server.exchange.quiet or server.transport.is_closing():
             return
-        transport = await open_transport(*server.peer, courier)
+        conversation = await dial(*server.peer)
         try:
+            if isinstance(server.transport, TlsConnection) and self._tls is not None:
+                await encrypt(conversation, server.peer[0], self._tls)
             if not server.exchange.quiet:
-                courier.sent = True
-                transport.write(cancel_request(server.key))
-                await courier.closed.wait()
+                errand.sent = True
+                conversation.transport.write(cancel_request(server.key))
+                await conversation.until_lost()
+                errand.confirmed = True
         finally:
-            transport.abort()
+            conversation.transport.abort()
 
     async def close(self) -> None:
         """Let what is under way arrive, for a moment; give up the rest."""
@@ -95,12 +109,9 @@ def _runs_for_its_client(server: ServerSession) -> bool:
     return server.client is not None and not server.exchange.quiet and not server.exchange.hidden
 
 
-class _Courier(asyncio.Protocol):
-    """Waits for the server to close the connection."""
+class _Errand:
+    """How far a cancel has come."""
 
-    def __init__(self) -> None:
-        self.sent = False
-        self.closed = asyncio.Event()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed.set()
+    sent = False
+    confirmed = False
+    """The server has closed the connection that brought it."""

@@ -1,6 +1,6 @@
-"""Opening a connection to Postgres and logging in there, as the client that a pooler is to it.
+"""Logging in at Postgres, as the client that a pooler is to it.
 
-A cold path, written as a coroutine: connect, send a StartupMessage, answer what is asked, read until ReadyForQuery.
+A cold path, written as a coroutine: dial, send a StartupMessage, answer what is asked, read until ReadyForQuery.
 """
 
 import asyncio
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
+from pooler.credentials.credential import Credential, Md5Hash, Password
+from pooler.dial import ConnectFailedError, Conversation, ServerTls, dial, encrypt
 from pooler.reasons import Reason
 from protocol.errors import ProtocolViolation
 from protocol.kinds import (
@@ -29,7 +31,6 @@ from protocol.kinds import (
 from protocol.messages import (
     ErrorFields,
     cstring,
-    first_message,
     parameter_status,
     password,
     read_error,
@@ -39,50 +40,48 @@ from protocol.messages import (
     text_of,
 )
 from protocol.scram import (
+    END_POINT,
     MECHANISM,
+    MECHANISM_PLUS,
+    UNBOUND,
+    UNOFFERED,
     AuthenticationFailedError,
     ScramClient,
-    is_md5_secret,
-    is_scram_secret,
+    ScramKeys,
+    ScramSecret,
     md5_response,
     md5_secret,
-    salted_password,
 )
 
-_MAX_LOGIN_MESSAGE: Final = 64 * 1024
 _int32 = Struct("!I").unpack_from
 
 _NOT_FOR_LONG: Final = frozenset(("08", "53", "57", "58"))
 """SQLSTATE classes of a refusal that may be over at the next attempt: connection exception, insufficient resources
 (53300 too_many_connections), operator intervention (57P03 cannot_connect_now), system error."""
-
-
-class ConnectFailedError(Exception):
-    """No connection this time; it may work at the next attempt."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+_INVALID_AUTHORIZATION: Final = "28000"
 
 
 class LoginRefusedError(Exception):
     """Postgres does not let this user into this database, and will not at the next attempt either."""
 
-    def __init__(self, error: ErrorFields) -> None:
+    def __init__(self, error: ErrorFields, *, at_the_door: bool = False) -> None:
+        """`at_the_door`: it has asked for nothing before, as where pg_hba.conf has no line for such a connection."""
         super().__init__(str(error))
         self.error = error
+        self.at_the_door = at_the_door and error.sqlstate == _INVALID_AUTHORIZATION
 
 
 class Target(NamedTuple):
-    """Where to connect, and as whom."""
+    """Where to connect, as whom, and how."""
 
     host: str
     """A name or an address; a path is the directory of a Unix socket."""
     port: int
     user: str
     database: str
-    secret: str
-    """The password; or its md5 hash, which serves where the server asks for md5. Empty = none is known."""
+    credential: Credential | None = None
+    tls: ServerTls | None = None
+    """None = without."""
 
     def __repr__(self) -> str:
         return f"Target({self.user}@{self.host}:{self.port}/{self.database})"
@@ -92,6 +91,7 @@ class Login(NamedTuple):
     """A connection that is logged in."""
 
     transport: asyncio.Transport
+    """A TlsConnection, if it is encrypted."""
     key: bytes
     """The payload of the BackendKeyData."""
     parameters: Mapping[str, str]
@@ -102,113 +102,83 @@ class Login(NamedTuple):
         return b"".join(parameter_status(name, value) for name, value in self.parameters.items())
 
 
-class SaltedPasswords:
-    """Remembers what has been derived from the passwords: as long as the salt stays, a login costs no derivation."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, bytes, int], bytes] = {}
-
-    async def derive(self, secret: str, salt: bytes, iterations: int) -> bytes:
-        """Return SaltedPassword (RFC 5802), from a thread the first time: it may take a second of CPU."""
-        key = (secret, salt, iterations)
-        if key not in self._known:
-            if len(self._known) > 10_000:
-                self._known.clear()
-            self._known[key] = await asyncio.to_thread(salted_password, secret, salt, iterations)
-        return self._known[key]
-
-
-async def open_transport(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.Transport:
-    """Connect `protocol` over TCP, or over the Unix socket in the directory `host`. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    if host.startswith("/"):
-        transport, _ = await loop.create_unix_connection(lambda: protocol, f"{host}/.s.PGSQL.{port}")
-    else:
-        transport, _ = await loop.create_connection(lambda: protocol, host, port)
-    return transport
-
-
-async def log_in(target: Target, parameters: Mapping[str, str], timeout_s: float, salted: SaltedPasswords) -> Login:
+async def log_in(target: Target, parameters: Mapping[str, str], timeout_s: float) -> Login:
     """Connect and log in. Raises ConnectFailedError or LoginRefusedError; the connection is then closed."""
-    conversation = _Conversation()
     try:
         async with asyncio.timeout(timeout_s or None):
-            try:
-                transport = await open_transport(target.host, target.port, conversation)
-            except OSError as error:
-                raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)) from None
-            return await _Dialogue(conversation, transport, target, salted).run(parameters)
+            return await _log_in_by_mode(target, parameters)
     except TimeoutError:
-        conversation.abort()
         message = f"no login at {target.host}:{target.port} within {timeout_s:g} s"
         raise ConnectFailedError(Reason.SERVER_CONNECT_TIMEOUT, message) from None
+
+
+async def _log_in_by_mode(target: Target, parameters: Mapping[str, str]) -> Login:
+    """Log in with TLS, without, or by the one after the other, as the mode says.
+
+    https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS. Other than in libpq, who has
+    been asked for a password is not tried again: a wrong one would go out in clear because it is wrong.
+    """
+    tls = None if target.host.startswith("/") else target.tls
+    if tls is None or tls.mode not in ("allow", "prefer"):
+        return await _attempt(target, parameters, tls)
+    first, second = (None, tls) if tls.mode == "allow" else (tls, None)
+    try:
+        return await _attempt(target, parameters, first)
+    except (ConnectFailedError, LoginRefusedError) as failure:
+        if not _depends_on_encryption(failure):
+            raise
+        first_failure = failure
+    try:
+        return await _attempt(target, parameters, second)
+    except (ConnectFailedError, LoginRefusedError) as failure:
+        raise (first_failure if _depends_on_encryption(failure) else failure) from None
+
+
+def _depends_on_encryption(failure: ConnectFailedError | LoginRefusedError) -> bool:
+    if isinstance(failure, LoginRefusedError):
+        return failure.at_the_door
+    return failure.reason is Reason.SERVER_TLS_FAILED
+
+
+async def _attempt(target: Target, parameters: Mapping[str, str], tls: ServerTls | None) -> Login:
+    """Log in over one connection."""
+    try:
+        conversation = await dial(target.host, target.port)
+    except OSError as error:
+        raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)) from None
+    try:
+        if tls is not None:
+            await encrypt(conversation, target.host, tls)
+        login = await _Dialogue(conversation, target).run(parameters)
     except BaseException:
-        conversation.abort()
+        conversation.transport.abort()
         raise
-
-
-class _Conversation(asyncio.Protocol):
-    """What arrives, as messages to be awaited."""
-
-    def __init__(self) -> None:
-        self._data = b""
-        self._arrived = asyncio.Event()
-        self._lost = False
-        self._transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        self._arrived.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
-        self._arrived.set()
-
-    def abort(self) -> None:
-        if isinstance(self._transport, asyncio.Transport):
-            self._transport.abort()
-
-    async def next_message(self) -> tuple[int, bytes]:
-        while True:
-            found = first_message(self._data, _MAX_LOGIN_MESSAGE)
-            if found is not None:
-                kind, payload, size = found
-                self._data = self._data[size:]
-                return kind, payload
-            if self._lost:
-                raise ConnectFailedError(
-                    Reason.SERVER_CONNECT_FAILED, "the server closed the connection during the login"
-                )
-            self._arrived.clear()
-            await self._arrived.wait()
-
-    @property
-    def rest(self) -> bytes:
-        return self._data
+    if tls is not None and conversation.tls is not None:
+        tls.remember(conversation.tls)
+    return login
 
 
 class _Dialogue:
     """The login's questions and answers."""
 
-    def __init__(
-        self, conversation: _Conversation, transport: asyncio.Transport, target: Target, salted: SaltedPasswords
-    ) -> None:
+    def __init__(self, conversation: Conversation, target: Target) -> None:
         self._conversation = conversation
-        self._transport = transport
         self._target = target
-        self._salted = salted
+        self._asked = False
+        """The server has said how the user is to prove itself."""
+
+    def _send(self, message: bytes) -> None:
+        self._conversation.transport.write(message)
 
     async def run(self, parameters: Mapping[str, str]) -> Login:
         target = self._target
-        self._transport.write(startup({"user": target.user, "database": target.database, **parameters}))
+        self._send(startup({"user": target.user, "database": target.database, **parameters}))
         try:
             await self._authenticate()
             return await self._read_greeting()
         except AuthenticationFailedError as failure:
-            raise LoginRefusedError(ErrorFields("FATAL", "28000", f"pgfunnel can't log in: {failure}")) from None
+            error = ErrorFields("FATAL", _INVALID_AUTHORIZATION, f"pgfunnel can't log in: {failure}")
+            raise LoginRefusedError(error) from None
         except ProtocolViolation as violation:
             raise ConnectFailedError(
                 Reason.SERVER_VIOLATION, f"the server does not speak the protocol: {violation}"
@@ -222,7 +192,7 @@ class _Dialogue:
                 error = read_error(payload)
                 if error.sqlstate[:2] in _NOT_FOR_LONG:
                     raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error))
-                raise LoginRefusedError(error)
+                raise LoginRefusedError(error, at_the_door=not self._asked)
             if kind not in (NOTICE_RESPONSE, NEGOTIATE_PROTOCOL_VERSION):
                 return kind, payload
 
@@ -230,6 +200,7 @@ class _Dialogue:
         kind, payload = await self._next()
         if kind != AUTHENTICATION or len(payload) < 4:
             raise ProtocolViolation(f"expected an authentication request, got message type {chr(kind)!r}")
+        self._asked = True
         return _int32(payload)[0], payload[4:]
 
     async def _authenticate(self) -> None:
@@ -238,11 +209,9 @@ class _Dialogue:
             if code == AUTH_OK:
                 return
             if code == AUTH_CLEARTEXT:
-                secret = self._plain_secret()
-                self._transport.write(password(cstring(secret)[:-1]))
+                self._send(password(cstring(self._password().text)[:-1]))
             elif code == AUTH_MD5:
-                hashed = md5_secret(self._target.user, self._secret())
-                self._transport.write(password(md5_response(hashed, rest[:4])))
+                self._send(password(md5_response(self._md5_hash(), rest[:4])))
             elif code == AUTH_SASL:
                 await self._prove_by_scram(rest)
             else:
@@ -251,41 +220,68 @@ class _Dialogue:
                 )
 
     async def _prove_by_scram(self, mechanisms: bytes) -> None:
-        offered = [text_of(name) for name in mechanisms.split(b"\0") if name]
-        if MECHANISM not in offered:
-            raise AuthenticationFailedError(f"the server offers only {', '.join(offered) or 'no SASL mechanism'}")
-        scram = ScramClient(os.urandom)
-        self._transport.write(sasl_initial_response(MECHANISM, scram.first()))
+        mechanism, header, binding = self._choose_mechanism([text_of(name) for name in mechanisms.split(b"\0") if name])
+        scram = ScramClient(os.urandom, header)
+        self._send(sasl_initial_response(mechanism, scram.first()))
         code, challenge = await self._next_authentication()
         if code != AUTH_SASL_CONTINUE:
             raise ProtocolViolation("expected a SASL challenge")
         scram.challenge(challenge)
-        salted = await self._salted.derive(self._plain_secret(), scram.salt, scram.iterations)
-        self._transport.write(sasl_response(scram.final(salted)))
+        self._send(sasl_response(scram.final(await self._scram_keys(scram), binding)))
         code, outcome = await self._next_authentication()
         if code != AUTH_SASL_FINAL:
             raise ProtocolViolation("expected the outcome of the SASL exchange")
         scram.verify(outcome)
 
-    def _secret(self) -> str:
-        secret = self._target.secret
-        if not secret:
+    def _choose_mechanism(self, offered: list[str]) -> tuple[str, bytes, bytes]:
+        """Return a mechanism, the header that says why, and what binds the proof to this connection."""
+        tls = self._conversation.tls
+        end_point = tls.end_point if tls is not None else b""
+        if end_point and MECHANISM_PLUS in offered:
+            return MECHANISM_PLUS, END_POINT, end_point
+        if MECHANISM not in offered:
+            raise AuthenticationFailedError(f"the server offers only {', '.join(offered) or 'no SASL mechanism'}")
+        return MECHANISM, UNOFFERED if end_point else UNBOUND, b""
+
+    # --- what the credential can answer
+
+    def _credential(self) -> Credential:
+        credential = self._target.credential
+        if credential is None:
             raise AuthenticationFailedError(
                 f'the server asks for a password, and none is known for user "{self._target.user}"'
             )
-        if is_scram_secret(secret):
+        if isinstance(credential, ScramSecret):
             raise AuthenticationFailedError(
-                f'only a SCRAM secret is known for user "{self._target.user}"; logging in takes the password itself'
+                f'only a SCRAM secret is known for user "{self._target.user}"; logging in takes the password itself, '
+                "or a client that has logged in with scram-sha-256"
             )
-        return secret
+        return credential
 
-    def _plain_secret(self) -> str:
-        secret = self._secret()
-        if is_md5_secret(secret):
+    def _password(self) -> Password:
+        credential = self._credential()
+        if isinstance(credential, Password):
+            return credential
+        known = "an md5 hash is" if isinstance(credential, Md5Hash) else "SCRAM keys are"
+        raise AuthenticationFailedError(
+            f'only {known} known for user "{self._target.user}"; the server asks for the password itself'
+        )
+
+    def _md5_hash(self) -> str:
+        credential = self._credential()
+        if isinstance(credential, Md5Hash):
+            return credential.text
+        return md5_secret(self._target.user, self._password().text)
+
+    async def _scram_keys(self, scram: ScramClient) -> ScramKeys:
+        credential = self._credential()
+        if not isinstance(credential, ScramKeys):
+            return await self._password().keys(scram.salt, scram.iterations)
+        if (credential.salt, credential.iterations) != (scram.salt, scram.iterations):
             raise AuthenticationFailedError(
-                f'only an md5 hash is known for user "{self._target.user}"; the server asks for the password itself'
+                f'the SCRAM secret that is known for user "{self._target.user}" is not the one that Postgres has'
             )
-        return secret
+        return credential
 
     async def _read_greeting(self) -> Login:
         parameters: dict[str, str] = {}
@@ -300,8 +296,8 @@ class _Dialogue:
             elif kind == BACKEND_KEY_DATA:
                 key = payload
             elif kind == READY_FOR_QUERY and len(payload) == 1:
-                if self._conversation.rest:
+                if self._conversation.unread:
                     raise ProtocolViolation("data after the greeting that nobody has asked for")
-                return Login(self._transport, key, parameters)
+                return Login(self._conversation.transport, key, parameters)
             else:
                 raise ProtocolViolation(f"message type {chr(kind)!r} in the greeting")

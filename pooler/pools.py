@@ -7,13 +7,15 @@ succeed is told to the clients at once, in Postgres's words.
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from pydantic import SecretStr
-
 from config.settings import Settings
-from pooler.connect import ConnectFailedError, Login, LoginRefusedError, SaltedPasswords, Target, log_in
+from pooler.connect import Login, LoginRefusedError, Target, log_in
+from pooler.credentials.credential import Credential
+from pooler.credentials.source import SourceFailedError
+from pooler.credentials.vault import Vault
+from pooler.dial import ConnectFailedError, ServerTls
 from pooler.ledger import Ledger
 from pooler.log import Log
 from pooler.policy import policy_for
@@ -28,6 +30,8 @@ from protocol.messages import ErrorFields
 from protocol.parameters import Profiles
 from protocol.statements import Library
 
+_AUTHENTICATION_FAILED: Final = frozenset(("28000", "28P01"))
+"""SQLSTATEs of a refusal that may be over with another password."""
 FIRST_RETRY_S: Final = 0.1
 """The pause after the first failed attempt; it doubles up to server_login_retry, give or take a quarter."""
 
@@ -60,7 +64,8 @@ class Pools:
     def __init__(
         self,
         settings: Settings,
-        credentials: Mapping[str, SecretStr],
+        vault: Vault,
+        tls: ServerTls | None,
         duties: ServerDuties,
         next_id: Callable[[], int],
         tally: Tally,
@@ -69,7 +74,8 @@ class Pools:
         ledger: Ledger,
     ) -> None:
         self._settings = settings
-        self._credentials = credentials
+        self._vault = vault
+        self._tls = tls
         self._duties = duties
         self._next_id = next_id
         self._tally = tally
@@ -81,7 +87,6 @@ class Pools:
         self._sharing: dict[ServerPool, Sharing] = {}
         self._database_caps: dict[str, Cap[ServerSession]] = {}
         self._user_caps: dict[str, Cap[ServerSession]] = {}
-        self._salted = SaltedPasswords()
         self._attempts: set[asyncio.Task[None]] = set()
         self.upstream = Upstream()
         self.closed = False
@@ -159,15 +164,12 @@ class Pools:
         task.add_done_callback(self._attempts.discard)
 
     async def _attempt(self, pool: ServerPool) -> None:
-        upstream = self._settings.upstream
-        secret = self._credentials.get(pool.user)
-        target = Target(
-            upstream.host, upstream.port, pool.user, pool.database, secret.get_secret_value() if secret else ""
-        )
         try:
-            login = await log_in(target, {}, self._settings.server_connect_timeout, self._salted)
+            login = await self._log_in(pool)
         except ConnectFailedError as failure:
             self._failed(pool, failure)
+        except SourceFailedError as failure:
+            self._failed(pool, ConnectFailedError(Reason.SERVER_PASSWORD_FAILED, str(failure)))
         except LoginRefusedError as refusal:
             self._refused(pool, refusal.error)
         except BaseException:
@@ -176,6 +178,24 @@ class Pools:
             raise
         else:
             self._opened(pool, login)
+
+    async def _log_in(self, pool: ServerPool) -> Login:
+        """Log in with what the vault knows; if that is refused, with what it then knows instead."""
+        credential = await self._vault.fetch(pool.user, pool.database)
+        try:
+            return await self._log_in_with(credential, pool)
+        except LoginRefusedError as refusal:
+            if refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
+                raise
+            other = await self._vault.fetch(pool.user, pool.database, refused=credential)
+            if other == credential:
+                raise
+        return await self._log_in_with(other, pool)
+
+    async def _log_in_with(self, credential: Credential | None, pool: ServerPool) -> Login:
+        upstream = self._settings.upstream
+        target = Target(upstream.host, upstream.port, pool.user, pool.database, credential, self._tls)
+        return await log_in(target, {}, self._settings.server_connect_timeout)
 
     def _opened(self, pool: ServerPool, login: Login) -> None:
         upstream = self._settings.upstream

@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from config.load import Loaded
+from pooler.access.candidate import Candidate, Learnt
 from pooler.access.gate import Gate
+from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients, ClientSession
+from pooler.credentials.credential import Password
+from pooler.credentials.sourced import sourced_passwords
+from pooler.credentials.vault import Vault
+from pooler.dial import ServerTls
 from pooler.fitting import Fittings
 from pooler.janitor import Janitor, Premises, Reloadable
 from pooler.ledger import Ledger
@@ -30,7 +36,7 @@ from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limi
 from pooler.tally import Tally
 from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes
-from pooler.tls.watched import watch_client_context
+from pooler.tls.watched import watch_client_context, watch_server_context
 from pooler.web import Web
 from protocol.startup import Startup, StartupMemory
 from protocol.statements import Library
@@ -73,9 +79,11 @@ class Pooler:
         self.places, strangers = self._count_places()
         self.departures = Departures(strangers)
         self.lobby = Lobby(self.places, strangers)
-        self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed)
         self.handshakes = Handshakes(settings.client_tls_handshakes)
         self.reloadables: list[Reloadable] = []
+        server_tls = self._server_tls()
+        self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed, server_tls)
+        self.vault = Vault(loaded.credentials, sourced_passwords(settings, self.now), self.now)
         ids = itertools.count(1)
         self.ledger = Ledger(self.now, log)
         self.library = Library(
@@ -83,7 +91,8 @@ class Pooler:
         )
         self.pools = Pools(
             settings,
-            loaded.credentials,
+            self.vault,
+            server_tls,
             ServerDuties(
                 cancel=self.canceller.cancel_server,
                 ended=self._server_ended,
@@ -103,6 +112,10 @@ class Pooler:
             self.library,
             self.ledger,
         )
+        self.gate = Gate(
+            settings.auth_type, loaded.access, settings.scram_iterations, everybody=settings.upstream.user or ""
+        )
+        self.throttle = Throttle(settings.login_failure_delay, strangers, self._linger, self.now)
         self._login_duties = LoginDuties(
             arrived=self.lobby.arrived,
             identified=self.lobby.identified,
@@ -112,10 +125,11 @@ class Pooler:
             pool_of=self.pools.get,
             fittings=Fittings(self.pools.sharing_of, self.now),
             linger=self._linger,
+            turn_away=self.throttle.turn_away,
             now=self.now,
             next_id=ids.__next__,
             startups=StartupMemory(),
-            gate=Gate(settings.auth_type, loaded.credentials, settings.scram_iterations),
+            gate=Gate(settings.auth_type, loaded.credentials, settings.scram_iterations, learn=self._learn),
             clients=self.clients,
             client_duties=ClientDuties(
                 self._client_ended,
@@ -160,6 +174,15 @@ class Pooler:
         identity = watch_client_context(self.settings, self.log)
         self.reloadables.append(identity)
         return TlsOffer(identity, self.handshakes, required=mode not in ("allow", "prefer"))
+
+    def _server_tls(self) -> ServerTls | None:
+        """Return the TLS towards Postgres. Raises TlsSettingsError."""
+        mode = self.settings.server_tls_sslmode
+        if mode == "disable" or self.settings.upstream.socket_path is not None:
+            return None
+        identity = watch_server_context(self.settings, self.log)
+        self.reloadables.append(identity)
+        return ServerTls(mode, identity, direct=self.settings.server_tls_sslnegotiation == "direct")
 
     def _count_places(self) -> tuple[int, int]:
         """Return how many clients and how many strangers the limit on open files has room for."""
@@ -315,6 +338,10 @@ class Pooler:
 
     # --- what the sessions report
 
+    def _learn(self, candidate: Candidate, learnt: Learnt) -> None:
+        startup = candidate.startup
+        self.vault.learn(startup.user, startup.database, Password(learnt) if isinstance(learnt, str) else learnt)
+
     def _linger(self, transport: asyncio.Transport) -> None:
         self.departures.linger(transport, self.now())
 
@@ -343,11 +370,13 @@ class Pooler:
                     addr=_address(login.transport),
                     error=ending.message,
                     why=ending.why or None,
+                    rule=login.rule or None,
                 )
 
-    def _client_joined(self, session: ClientSession, startup: Startup) -> None:
+    def _client_joined(self, session: ClientSession, login: ClientLogin) -> None:
         self.tally.logins += 1
         if self.settings.log_connections:
+            startup = login.startup
             self.log.info(
                 "client_login",
                 client=session.id,
@@ -355,6 +384,7 @@ class Pooler:
                 database=startup.database,
                 addr=_address(session.transport),
                 application_name=startup.parameters.get("application_name"),
+                rule=login.rule or None,
                 **_encryption(session.transport),
             )
 

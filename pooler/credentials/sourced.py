@@ -17,6 +17,7 @@ from config.password_source import (
     FromSecretsManager,
     PasswordSource,
 )
+from config.settings import Settings
 from pooler.credentials.aws import RdsIam, SecretsManager
 from pooler.credentials.credential import Credential, Password
 from pooler.credentials.local import CommandSource, EnvironmentSource, FileSource
@@ -87,6 +88,14 @@ class SourcedPasswords:
                 return await self._source.ask(user)
         except TimeoutError:
             raise SourceFailedError(self._named, f"it has not answered within {ASK_S:g} s") from None
+
+
+def sourced_passwords(settings: Settings, now: Callable[[], float]) -> SourcedPasswords | None:
+    """Return the passwords that server_password_source gives, if it is set."""
+    upstream, named = settings.upstream, settings.server_password_source
+    if named is None:
+        return None
+    return SourcedPasswords(named, source_for(named, upstream.host, upstream.port), upstream.user, now)
 
 
 def source_for(named: PasswordSource, host: str, port: int, environ: Mapping[str, str] = os.environ) -> Source:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from config.settings import Settings
 from pooler.log import Log
-from pooler.tls.contexts import TlsContext, TlsSettingsError, client_context
+from pooler.tls.contexts import TlsContext, TlsSettingsError, client_context, server_context
 
 _Stamp = tuple[int, int, int] | None
 """What changes with a file's contents; None = it is not there."""
@@ -46,6 +46,12 @@ def watch_client_context(settings: Settings, log: Log) -> WatchedContext:
     """Return what TLS towards clients uses. Raises TlsSettingsError."""
     files = settings.client_tls_cert_file, settings.client_tls_key_file, settings.client_tls_ca_file
     return WatchedContext("client", lambda: client_context(settings), files, log)
+
+
+def watch_server_context(settings: Settings, log: Log) -> WatchedContext:
+    """Return what TLS towards Postgres uses. Raises TlsSettingsError."""
+    files = settings.server_tls_cert_file, settings.server_tls_key_file, settings.server_tls_ca_file
+    return WatchedContext("server", lambda: server_context(settings), files, log)
 
 
 def _stamp(file: Path) -> _Stamp:

@@ -8,6 +8,7 @@ import pytest
 import pooler.cancel
 from pooler.cancel import MAX_AT_ONCE, Canceller
 from pooler.client import ClientSession
+from pooler.dial import Conversation
 from pooler.reasons import Reason
 from pooler.server import ServerSession
 from protocol.messages import cancel_request
@@ -24,12 +25,14 @@ async def office(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Office]:
     opened: list[MockTransport] = []
     complaints: list[str] = []
 
-    async def open_transport(host: str, port: int, protocol: asyncio.Protocol) -> MockTransport:
+    async def dial(host: str, port: int) -> Conversation:
         await asyncio.sleep(0)
-        opened.append(MockTransport(protocol))
-        return opened[-1]
+        conversation = Conversation()
+        opened.append(MockTransport(conversation))
+        conversation.connection_made(opened[-1])
+        return conversation
 
-    monkeypatch.setattr(pooler.cancel, "open_transport", open_transport)
+    monkeypatch.setattr(pooler.cancel, "dial", dial)
     house = House()
     clients: dict[bytes, ClientSession] = {}
     canceller = Canceller(clients, 0.2, lambda _, text: complaints.append(text))
@@ -129,10 +132,10 @@ async def test_a_cancel_that_can_not_be_delivered_leaves_the_server_in_use(
 ) -> None:
     house, canceller, _, complaints = office
 
-    async def refuse(host: str, port: int, protocol: asyncio.Protocol) -> MockTransport:
+    async def refuse(host: str, port: int) -> Conversation:
         raise ConnectionRefusedError("refused")
 
-    monkeypatch.setattr(pooler.cancel, "open_transport", refuse)
+    monkeypatch.setattr(pooler.cancel, "dial", refuse)
     server, client = busy(house)
     canceller.cancel_client(client.key, lambda: None)
     wire(server).receive(DONE)

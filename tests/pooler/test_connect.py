@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from pooler.connect import ConnectFailedError, LoginRefusedError, SaltedPasswords, Target, log_in
+from pooler.connect import LoginRefusedError, Target, log_in
+from pooler.credentials.credential import Password
+from pooler.dial import ConnectFailedError
 from pooler.reasons import Reason
 from protocol.messages import (
     AUTHENTICATION_CLEARTEXT,
@@ -42,13 +44,13 @@ async def postgres(*says: bytes) -> AsyncIterator[tuple[Target, list[bytes]]]:
     async with server:
         port = server.sockets[0].getsockname()[1]
         try:
-            yield Target("127.0.0.1", port, "alice", "shop", "hush"), heard
+            yield Target("127.0.0.1", port, "alice", "shop", Password("hush")), heard
         finally:
             await gone.wait()
 
 
 async def enter(target: Target, most_s: float = 5) -> bytes:
-    login = await log_in(target, {}, most_s, SaltedPasswords())
+    login = await log_in(target, {}, most_s)
     login.transport.abort()
     assert login.key == b"\0\0\0\1key!"
     return login.welcome
@@ -116,12 +118,5 @@ async def test_a_server_that_says_nothing_times_out() -> None:
     assert caught.value.reason is Reason.SERVER_CONNECT_TIMEOUT
 
 
-async def test_a_password_is_derived_once_for_each_salt() -> None:
-    salted = SaltedPasswords()
-    first = await salted.derive("hush", b"salt", 4096)
-    assert await salted.derive("hush", b"salt", 4096) is first
-    assert await salted.derive("hush", b"other", 4096) != first
-
-
 def test_a_target_does_not_show_its_password() -> None:
-    assert "hush" not in repr(Target("h", 1, "alice", "shop", "hush"))
+    assert "hush" not in repr(Target("h", 1, "alice", "shop", Password("hush")))

@@ -7,6 +7,7 @@ import pytest
 
 from config.settings import Settings
 from pooler.connect import Login
+from pooler.credentials.vault import Vault
 from pooler.ledger import Ledger
 from pooler.log import make_log
 from pooler.pools import Pools
@@ -22,7 +23,8 @@ async def pools() -> Pools:
     house = House()
     return Pools(
         settings,
-        {},
+        Vault({}),
+        None,
         house.server_duties,
         count(1).__next__,
         Tally(),
