@@ -95,6 +95,8 @@ class Login(NamedTuple):
     key: bytes
     """The payload of the BackendKeyData."""
     parameters: Mapping[str, str]
+    proof: Credential | None = None
+    """The least that answers what was asked of us; None = nothing was."""
 
     @property
     def welcome(self) -> bytes:
@@ -166,6 +168,7 @@ class _Dialogue:
         self._target = target
         self._asked = False
         """The server has said how the user is to prove itself."""
+        self._proof: Credential | None = None
 
     def _send(self, message: bytes) -> None:
         self._conversation.transport.write(message)
@@ -209,9 +212,11 @@ class _Dialogue:
             if code == AUTH_OK:
                 return
             if code == AUTH_CLEARTEXT:
-                self._send(password(cstring(self._password().text)[:-1]))
+                self._proof = self._password()
+                self._send(password(cstring(self._proof.text)[:-1]))
             elif code == AUTH_MD5:
-                self._send(password(md5_response(self._md5_hash(), rest[:4])))
+                self._proof = Md5Hash(self._md5_hash())
+                self._send(password(md5_response(self._proof.text, rest[:4])))
             elif code == AUTH_SASL:
                 await self._prove_by_scram(rest)
             else:
@@ -227,7 +232,8 @@ class _Dialogue:
         if code != AUTH_SASL_CONTINUE:
             raise ProtocolViolation("expected a SASL challenge")
         scram.challenge(challenge)
-        self._send(sasl_response(scram.final(await self._scram_keys(scram), binding)))
+        self._proof = keys = await self._scram_keys(scram)
+        self._send(sasl_response(scram.final(keys, binding)))
         code, outcome = await self._next_authentication()
         if code != AUTH_SASL_FINAL:
             raise ProtocolViolation("expected the outcome of the SASL exchange")
@@ -298,6 +304,6 @@ class _Dialogue:
             elif kind == READY_FOR_QUERY and len(payload) == 1:
                 if self._conversation.unread:
                     raise ProtocolViolation("data after the greeting that nobody has asked for")
-                return Login(self._conversation.transport, key, parameters)
+                return Login(self._conversation.transport, key, parameters, self._proof)
             else:
                 raise ProtocolViolation(f"message type {chr(kind)!r} in the greeting")

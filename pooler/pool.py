@@ -269,10 +269,15 @@ class Pool(Generic[S]):
             wanted = max(wanted, self.min_size - len(self.servers) - self.opening)
         while wanted > 0 and self._may_open(now):
             wanted -= 1
-            self.opening += 1
-            for cap in self.caps:
-                cap.count += 1
+            self._count_place()
             self._open(self)
+
+    def take_place(self) -> bool:
+        """Count a connection that has been opened by somebody else; opened() is to follow. False if it has no place."""
+        if self._has_place():
+            self._count_place()
+            return True
+        return False
 
     @property
     def in_use(self) -> bool:
@@ -280,13 +285,21 @@ class Pool(Generic[S]):
         return bool(self.servers or self.waiters or self.newcomers)
 
     def _may_open(self, now: float) -> bool:
-        size = self.size + self.reserve if self.use_reserve else self.size
-        if self.size and len(self.servers) + self.opening >= size:
-            return False
         # After a failure one attempt at a time finds out whether the server is back.
         if now < self.retry_at or self.opening >= (1 if self.retry_at else self.concurrency):
             return False
+        return self._has_place()
+
+    def _has_place(self) -> bool:
+        size = self.size + self.reserve if self.use_reserve else self.size
+        if self.size and len(self.servers) + self.opening >= size:
+            return False
         return all(not cap.full or (cap.evict(self) and not cap.full) for cap in self.caps)
+
+    def _count_place(self) -> None:
+        self.opening += 1
+        for cap in self.caps:
+            cap.count += 1
 
     def opened(self, server: S, welcome: bytes, now: float) -> None:
         """A connection has been opened; `welcome` is what to tell newcomers."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from config.settings import Settings
 from pooler.connect import Login, LoginRefusedError, Target, log_in
-from pooler.credentials.credential import Credential
+from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
 from pooler.dial import ConnectFailedError, ServerTls
@@ -26,7 +26,7 @@ from pooler.session import SessionState
 from pooler.sharing import Sharing
 from pooler.sockets import keep_alive
 from pooler.tally import Tally
-from protocol.messages import ErrorFields
+from protocol.messages import TERMINATE, ErrorFields
 from protocol.parameters import Profiles
 from protocol.statements import Library
 
@@ -181,21 +181,49 @@ class Pools:
 
     async def _log_in(self, pool: ServerPool) -> Login:
         """Log in with what the vault knows; if that is refused, with what it then knows instead."""
-        credential = await self._vault.fetch(pool.user, pool.database)
-        try:
-            return await self._log_in_with(credential, pool)
-        except LoginRefusedError as refusal:
-            if refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
-                raise
-            other = await self._vault.fetch(pool.user, pool.database, refused=credential)
-            if other == credential:
-                raise
-        return await self._log_in_with(other, pool)
+        user, database = pool.user, pool.database
+        credential = await self._vault.fetch(user, database)
+        tried = [credential]
+        while True:
+            try:
+                return await self._log_in_with(user, database, credential)
+            except LoginRefusedError as refusal:
+                if refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
+                    raise
+                credential = await self._vault.fetch(user, database, refused=credential)
+                if credential in tried:
+                    raise
+                tried.append(credential)
 
-    async def _log_in_with(self, credential: Credential | None, pool: ServerPool) -> Login:
+    async def _log_in_with(self, user: str, database: str, credential: Credential | None) -> Login:
         upstream = self._settings.upstream
-        target = Target(upstream.host, upstream.port, pool.user, pool.database, credential, self._tls)
+        target = Target(upstream.host, upstream.port, user, database, credential, self._tls)
         return await log_in(target, {}, self._settings.server_connect_timeout)
+
+    # --- connections that clients' passwords have opened
+
+    async def prove(self, user: str, database: str, password: Password) -> Login:
+        """Log in with what a client has brought. Raises LoginRefusedError or ConnectFailedError."""
+        try:
+            login = await self._log_in_with(user, database, password)
+        except ConnectFailedError as failure:
+            self.upstream.failed(self._duties.now(), str(failure))
+            raise
+        except LoginRefusedError:
+            self.upstream.answered(self._duties.now())
+            raise
+        self.upstream.answered(self._duties.now())
+        return login
+
+    def adopt(self, user: str, database: str, login: Login) -> None:
+        """Put a connection into its pool, if there is room; else close it."""
+        if not self.closed:
+            pool = self.get(user, database)
+            if pool.take_place():
+                self._opened(pool, login)
+                return
+        login.transport.write(TERMINATE)
+        login.transport.close()
 
     def _opened(self, pool: ServerPool, login: Login) -> None:
         upstream = self._settings.upstream

@@ -6,15 +6,12 @@ It decides what counts and when a source is asked again. Asking is the sources' 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from math import inf
-from typing import Final
 
 from pydantic import SecretStr
 
+from pooler.credentials.brought import Brought
 from pooler.credentials.credential import Credential, Password, credential_of
 from pooler.credentials.sourced import SourcedPasswords
-
-MOST_LEARNED: Final = 10_000
-"""Users and databases of which clients have brought something: the names of databases are the clients' to choose."""
 
 
 class Vault:
@@ -28,8 +25,8 @@ class Vault:
     ) -> None:
         """`secrets` are listed by user, in the forms of an auth_file. Raises ValueError, which names the user."""
         self._sourced = sourced
-        self._now = now
-        self._learned: dict[tuple[str, str], tuple[Credential, float]] = {}
+        self.brought = Brought(now)
+        """What clients have brought, and proven."""
         self._listed: Mapping[str, Credential] = {}
         self.reload(secrets)
 
@@ -50,15 +47,12 @@ class Vault:
             self._sourced.forget()
 
     def learn(self, user: str, database: str, credential: Credential, until: float = inf) -> None:
-        """Keep what a client has brought and proven, in place of what another has, until a time of `now`."""
-        self._learned.pop((user, database), None)
-        if len(self._learned) >= MOST_LEARNED:
-            del self._learned[next(iter(self._learned))]
-        self._learned[user, database] = credential, until
+        """Keep what a client has brought and proven, beside what others have, until a time of `now`."""
+        self.brought.keep(user, database, credential, until)
 
     def forget(self, user: str, database: str) -> None:
         """Keep no longer what clients have brought."""
-        self._learned.pop((user, database), None)
+        self.brought.drop(user, database)
 
     def credential(self, user: str, database: str, refused: Credential | None = None) -> Credential | None:
         """Return the best that is at hand without asking anybody, and is not what was `refused`."""
@@ -73,16 +67,14 @@ class Vault:
         sourced = self._sourced
         if sourced is not None and sourced.serve(user, listed=user in self._listed):
             return await sourced.password(user, refused)
+        if refused is not None:
+            self.brought.drop(user, database, refused)
         return self.credential(user, database, refused) or refused
 
     def _known(self, user: str, database: str) -> Iterator[Credential]:
         listed = self._listed.get(user)
         if isinstance(listed, Password):
             yield listed
-        learned, until = self._learned.get((user, database), (None, 0.0))
-        if learned is not None and self._now() < until:
-            yield learned
-        elif learned is not None:
-            del self._learned[user, database]
+        yield from self.brought.of(user, database)
         if listed is not None and not isinstance(listed, Password):
             yield listed  # an md5 hash or a SCRAM secret answers less than what a client brings

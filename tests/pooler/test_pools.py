@@ -10,8 +10,11 @@ from pooler.connect import Login
 from pooler.credentials.vault import Vault
 from pooler.ledger import Ledger
 from pooler.log import make_log
+from pooler.pool import Cap
 from pooler.pools import Pools
+from pooler.server import ServerSession
 from pooler.tally import Tally
+from protocol.messages import TERMINATE
 from tests.pooler.house import House, query, wire
 from tests.support.transport import MockTransport
 
@@ -51,3 +54,32 @@ async def test_a_connection_that_breaks_right_after_its_login_is_not_lent(pools:
     assert pool.retry_at, "for the next attempt"
     assert not wire(client).closing
     assert pools.upstream.failing_since
+
+
+async def test_the_connection_that_has_proven_a_password_serves_who_waits(pools: Pools) -> None:
+    transport = MockTransport()
+    pools.adopt("alice", "shop", Login(transport, b"key 1234", {"TimeZone": "UTC"}))
+    pool = pools.get("alice", "shop")
+    assert len(pool.servers) == len(pool.idle) == 1
+    assert pool.opening == 0
+    assert b"TimeZone" in pool.welcome
+    assert not transport.closing
+
+
+@pytest.mark.parametrize("why", ["the pool is full", "the database's limit is reached", "pgfunnel is shutting down"])
+async def test_it_is_closed_where_there_is_no_room(pools: Pools, why: str) -> None:
+    pool = pools.get("alice", "shop")
+    transport = MockTransport()
+    if why == "the pool is full":
+        pool.opening = pool.size
+    elif why == "pgfunnel is shutting down":
+        await pools.close()
+    else:
+        cap: Cap[ServerSession] = Cap(1)
+        cap.count = 1
+        pool.caps = (cap,)
+    opening = pool.opening
+    pools.adopt("alice", "shop", Login(transport, b"key 1234", {}))
+    assert transport.closing
+    assert transport.sent == TERMINATE
+    assert (pool.servers, pool.opening) == (set(), opening)

@@ -8,10 +8,11 @@ from pydantic import SecretStr
 
 from config.password_source import FromEnvironment
 from pooler.credentials import sourced
+from pooler.credentials.brought import MOST_PAIRS
 from pooler.credentials.credential import Credential, Md5Hash, Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.sourced import SourcedPasswords
-from pooler.credentials.vault import MOST_LEARNED, Vault
+from pooler.credentials.vault import Vault
 from protocol.scram import ScramKeys, ScramSecret, md5_secret
 
 SALT = b"salt"
@@ -89,10 +90,10 @@ async def test_what_clients_bring_counts_for_as_long_as_was_said(clock: Clock) -
 
 async def test_endless_names_of_databases_do_not_fill_the_memory(clock: Clock) -> None:
     known = vault(clock)
-    for number in range(MOST_LEARNED + 1):
+    for number in range(MOST_PAIRS + 1):
         known.learn("alice", f"shop{number}", KEYS)
     assert known.credential("alice", "shop0") is None
-    assert known.credential("alice", f"shop{MOST_LEARNED}") is KEYS
+    assert known.credential("alice", f"shop{MOST_PAIRS}") is KEYS
 
 
 async def test_after_a_refusal_whatever_else_is_known_is_tried(clock: Clock) -> None:
