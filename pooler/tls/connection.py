@@ -8,16 +8,15 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
-from typing import Final, Protocol, cast, final
+from functools import partial
+from typing import Final, NamedTuple, Protocol, cast, final
 
 from pooler.tls.binding import server_end_point
 
-_PIECE: Final = 4096
-"""Bytes. What is handed to OpenSSL at once, in either direction: the buffers in between keep the size that they have
-had, for as long as the connection lasts. PgBouncer's records are no longer than that either (pkt_buf)."""
+_MOST: Final = 256 * 1024
+"""Bytes that are encrypted at once; as many as uvloop reads at once."""
 _RECORD: Final = 16 * 1024
 """Bytes. The longest plaintext of a TLS record (RFC 8446, section 5.1)."""
-_NOTHING: Final = memoryview(b"")
 _NOBODY: Final = asyncio.Protocol()
 
 Step = Callable[[], None]
@@ -30,11 +29,34 @@ class Turns(Protocol):
         """True: it is your turn. False: `step` is called when it is."""
 
 
+class Buffers(NamedTuple):
+    """Between OpenSSL and its callers. One pair serves all connections of a context.
+
+    They never shrink: if each connection had its own, they would be as large as the longest message that it has ever
+    sent and received. Nothing stays in them from one call to the next, and all calls come from one thread.
+    """
+
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+
+
+class TlsContext(ssl.SSLContext):
+    """An SSLContext, with what our connections need beside it."""
+
+    certificate: bytes = b""
+    """What peers are shown first (DER): the standard library's can't tell."""
+
+    def __init__(self, protocol: int) -> None:
+        """`protocol` is ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT."""
+        super().__init__()
+        self.buffers = Buffers(ssl.MemoryBIO(), ssl.MemoryBIO())
+
+
 class _Records(Protocol):
     """What ssl.SSLObject calls in turn; without its Python around it, a query costs 2 µs less."""
 
     def read(self, size: int) -> bytes: ...
-    def write(self, data: bytes | memoryview) -> int: ...
+    def write(self, data: bytes) -> int: ...
     def pending(self) -> int: ...
 
 
@@ -48,12 +70,10 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     __slots__ = (
         "_deaf",
-        "_held",
         "_incoming",
         "_on_ready",
         "_open",
         "_outgoing",
-        "_paused",
         "_protocol",
         "_records",
         "_transport",
@@ -66,7 +86,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self,
         transport: asyncio.Transport,
         protocol: asyncio.Protocol,
-        context: ssl.SSLContext,
+        context: TlsContext,
         on_ready: Callable[[OSError | None], None],
         *,
         server_hostname: str | None = None,
@@ -86,23 +106,19 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._protocol = protocol
         self._on_ready: Callable[[OSError | None], None] | None = on_ready
         self._turns = turns
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
+        self._incoming, self._outgoing = context.buffers
         self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname, session)
         """The handshake's facts: certificates, version, cipher, what ALPN has chosen."""
         self._records: _Records = getattr(self.ssl, "_sslobj", self.ssl)
-        self.failure = ""
-        """Why TLS has ended after its handshake, if it has not ended well."""
-        self._held = _NOTHING
-        """Received, and not yet given to OpenSSL."""
         self._open = False
         """What is written can be sent: the handshake is done, and we have not said that nothing follows."""
         self._deaf = False
         """What is received is nobody's any more."""
-        self._paused = False
+        self.failure = ""
+        """Why TLS has ended after its handshake, if it has not ended well."""
         transport.set_protocol(self)
         if not server_side:
-            self._shake_hands()
+            self._shake_hands(b"")
 
     # --- facts
 
@@ -115,9 +131,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     def end_point(self) -> bytes:
         """What binds a proof to this connection: tls-server-end-point (RFC 5929); empty if the certificate has none."""
         if self.ssl.server_side:
-            certificate = getattr(self.ssl.context, "certificate", None)
+            certificate = cast("TlsContext", self.ssl.context).certificate
         else:
-            certificate = self.ssl.getpeercert(binary_form=True)
+            certificate = self.ssl.getpeercert(binary_form=True) or b""
         return server_end_point(certificate) if certificate else b""
 
     @property
@@ -133,49 +149,51 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """Decrypt a chunk; hot path."""
         if self._deaf:
             return
-        if self._open and not self._held and len(data) <= _PIECE:
-            self._incoming.write(data)
-            self._deliver(len(data))
+        if not self._open:
+            self._wait_for_turn(data)
             return
-        self._held = memoryview(bytes(self._held) + data) if self._held else memoryview(data)
-        if self._on_ready is None:
-            self._work_off()
-        elif self._turns is None or self._turns.take(self._go_on_shaking):
-            self._shake_hands()
-        else:
-            self._transport.pause_reading()
-
-    def _next_piece(self) -> None:
-        self._incoming.write(self._held[:_PIECE])
-        self._held = self._held[_PIECE:] or _NOTHING
-
-    def _deliver(self, size: int) -> None:
-        """Decrypt what OpenSSL has been given; `size` bytes of it at a time are enough."""
         incoming, records = self._incoming, self._records
+        incoming.write(data)
         try:
-            while not self._paused and not self._deaf:
-                data = records.read(size)
-                if not data:
-                    self._peer_has_finished()
-                    return
-                self._protocol.data_received(data)
-                if not incoming.pending and not records.pending():
-                    return  # to be told so by an exception would cost more than to look
+            clear = records.read(len(data))
         except ssl.SSLWantReadError:
             self._flush()  # the answer to a key update
+            return
         except ssl.SSLError as error:
             self._break_off(error)
+            return
+        # To look whether there is more is cheaper than to be told by an exception that there is not.
+        if incoming.pending or records.pending() or self._outgoing.pending or not clear:
+            self._read_on(clear)
+        else:
+            self._protocol.data_received(clear)
 
-    def _work_off(self) -> None:
-        while self._held and not self._paused and not self._deaf:
-            self._next_piece()
-            self._deliver(_RECORD)
+    def _read_on(self, first: bytes) -> None:
+        """Decrypt the rest of a chunk, and deliver it with its `first` part.
 
-    def _peer_has_finished(self) -> None:
-        self._deaf = True
-        self._held = _NOTHING
-        if not self._protocol.eof_received():
-            self.close()
+        Not part by part: whoever is given one may make other connections use the buffers.
+        """
+        parts = [first]
+        failure = None
+        try:
+            while parts[-1] and (self._incoming.pending or self._records.pending()):
+                parts.append(self._records.read(_RECORD))
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            failure = error
+        self._incoming.read()
+        self._flush()
+        if first:
+            self._protocol.data_received(b"".join(parts))
+        if self._deaf:
+            return
+        if failure is not None:
+            self._break_off(failure)
+        elif not parts[-1]:
+            self._deaf = True
+            if not self._protocol.eof_received():
+                self.close()
 
     def eof_received(self) -> bool | None:
         """The peer has closed its side, maybe without saying so before: the messages above say what was whole."""
@@ -188,7 +206,6 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """The connection is gone."""
         self._open = False
         self._deaf = True
-        self._held = _NOTHING
         on_ready, self._on_ready = self._on_ready, None
         if on_ready is not None:
             on_ready(ConnectionResetError("the connection was closed during the TLS handshake"))
@@ -206,45 +223,41 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     # --- the handshake
 
-    def _shake_hands(self) -> None:
-        """Take the handshake as far as it goes with what has been received."""
-        try:
-            while True:
-                if self._held:
-                    self._next_piece()
-                try:
-                    self.ssl.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    if not self._held:
-                        self._flush()
-                        return
-        except ssl.SSLError as error:
-            self._flush()  # the alert that says why
-            self._fail(error)
-            return
-        on_ready, self._on_ready, self._turns = self._on_ready, None, None
-        self._open = True
-        self._flush()
-        if on_ready is not None:
-            on_ready(None)
-        if self._incoming.pending or self._held:
-            self._go_on()
+    def _wait_for_turn(self, data: bytes) -> None:
+        if self._turns is None or self._turns.take(partial(self._take_late_turn, data)):
+            self._shake_hands(data)
+        else:
+            self._transport.pause_reading()
 
-    def _go_on_shaking(self) -> None:
-        """It has been this handshake's turn to wait, and now is its turn."""
+    def _take_late_turn(self, data: bytes) -> None:
         if not self._deaf:
             self._transport.resume_reading()
-            self._shake_hands()
+            self._shake_hands(data)
 
-    def _fail(self, error: ssl.SSLError) -> None:
-        self._deaf = True
-        self._held = _NOTHING
-        protocol, self._protocol = self._protocol, _NOBODY
-        on_ready, self._on_ready = self._on_ready, None
-        self._transport.set_protocol(protocol)
+    def _shake_hands(self, data: bytes) -> None:
+        """Take the handshake as far as it goes with what has been received."""
+        self._incoming.write(data)
+        failure = None
+        try:
+            self.ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            failure = error
+        rest = self._incoming.read()
+        self._flush()  # with the alert that says why, if it has failed
+        on_ready, self._on_ready, self._turns = self._on_ready, None, None
+        if failure is None:
+            self._open = True
+        else:
+            self._deaf = True
+            protocol, self._protocol = self._protocol, _NOBODY
+            self._transport.set_protocol(protocol)
         if on_ready is not None:
-            on_ready(error)
+            on_ready(failure)
+        if rest:
+            self.data_received(rest)
 
     # --- what is sent
 
@@ -252,26 +265,21 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """Encrypt and send a chunk; hot path. Before the handshake is done nothing can be said, so nothing is."""
         if not self._open or not data:
             return
+        if len(data) > _MOST:
+            for at in range(0, len(data), _MOST):
+                self.write(data[at : at + _MOST])
+            return
         try:
-            if len(data) <= _PIECE:
-                self._records.write(data)
-                self._transport.write(self._outgoing.read())
-            else:
-                self._transport.writelines(self._encrypt(data))
+            self._records.write(data)
         except ssl.SSLError as error:
             self._break_off(error)
-
-    def _encrypt(self, data: bytes) -> list[bytes]:
-        whole = memoryview(data)
-        pieces = []
-        for at in range(0, len(data), _PIECE):
-            self._records.write(whole[at : at + _PIECE])
-            pieces.append(self._outgoing.read())
-        return pieces
+        else:
+            self._transport.write(self._outgoing.read())
 
     def _flush(self) -> None:
-        if self._outgoing.pending and not self._transport.is_closing():
-            self._transport.write(self._outgoing.read())
+        data = self._outgoing.read()
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
 
     def can_write_eof(self) -> bool:
         """TLS can say that nothing follows (RFC 8446, section 6.1)."""
@@ -285,7 +293,6 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     def _say_goodbye(self) -> None:
         self._deaf = True
-        self._held = _NOTHING
         if self._open:
             self._open = False
             with contextlib.suppress(ssl.SSLError):  # that the peer has not said it, too: we do not wait for that
@@ -312,6 +319,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._open = False
         self._deaf = True
         unread = self._transport.get_write_buffer_size()
+        self._incoming.read()
         self._flush()  # the alert that says why
         if unread:
             self._transport.abort()  # it may never read the alert
@@ -324,24 +332,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 
     def pause_reading(self) -> None:
         """Deliver nothing until resume_reading()."""
-        self._paused = True
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Deliver again; what stands here already comes first, and soon."""
-        if not self._paused:
-            return
-        self._paused = False
-        if self._held or self._incoming.pending or self._records.pending():
-            asyncio.get_running_loop().call_soon(self._go_on)
-        else:
-            self._transport.resume_reading()
-
-    def _go_on(self) -> None:
-        self._deliver(_RECORD)
-        self._work_off()
-        if not self._paused and not self._deaf:
-            self._transport.resume_reading()
+        """Deliver again."""
+        self._transport.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """See asyncio.BaseTransport."""
@@ -363,7 +358,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
 async def secure(
     transport: asyncio.Transport,
     protocol: asyncio.Protocol,
-    context: ssl.SSLContext,
+    context: TlsContext,
     server_hostname: str | None,
     session: ssl.SSLSession | None = None,
 ) -> TlsConnection:

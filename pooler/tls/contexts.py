@@ -10,6 +10,7 @@ from typing import Final
 
 from config.settings import Settings
 from config.tls import oldest_and_newest
+from pooler.tls.connection import TlsContext
 
 ALPN: Final = "postgresql"
 """What TLS without an SSLRequest before it says it is for (PostgreSQL documentation, "SSL Session Encryption")."""
@@ -30,13 +31,6 @@ _CIPHERS: Final = {
 
 class TlsSettingsError(ValueError):
     """A setting of TLS does not work; the message names it."""
-
-
-class TlsContext(ssl.SSLContext):
-    """An SSLContext that knows its own certificate: the standard library's can't tell."""
-
-    certificate: bytes | None = None
-    """The first of the certificates that peers are shown (DER)."""
 
 
 def client_context(settings: Settings) -> TlsContext:

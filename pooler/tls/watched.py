@@ -5,7 +5,8 @@ from pathlib import Path
 
 from config.settings import Settings
 from pooler.log import Log
-from pooler.tls.contexts import TlsContext, TlsSettingsError, client_context, server_context
+from pooler.tls.connection import TlsContext
+from pooler.tls.contexts import TlsSettingsError, client_context, server_context
 
 _Stamp = tuple[int, int, int] | None
 """What changes with a file's contents; None = it is not there."""
