@@ -112,10 +112,10 @@ class Conversation(asyncio.Protocol):
         await self._arrived.wait()
 
     def _why_lost(self) -> str:
-        failure = self.tls.failure if self.tls is not None else None
-        if failure is not None:
-            return f"the server ended TLS during the login: {failure}"
-        return "the server closed the connection during the login"
+        failure = self.tls.failure if self.tls is not None else ""
+        return (
+            f"the server has ended TLS: {failure}" if failure else "the server closed the connection during the login"
+        )
 
     async def until_lost(self) -> None:
         """Wait until the peer has closed the connection."""
