@@ -3,7 +3,7 @@
 The form is that of pg_ident.conf. https://www.postgresql.org/docs/current/auth-username-maps.html
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Maps:
     mistakes: list[str] = field(default_factory=list)
 
 
-def allows(maps: Mapping[str, list[Entry]], name: str, outside: str, user: str) -> bool:
+def allows(maps: Mapping[str, Sequence[Entry]], name: str, outside: str, user: str) -> bool:
     """Tell whether `outside` may log in as `user` by the map of this name; without one, as itself only."""
     if not name:
         return outside == user

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from config.settings import Settings
+from pooler.access.throttle import Throttle
 from pooler.advice import advise
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
@@ -50,6 +51,7 @@ class Premises(NamedTuple):
     pools: Pools
     lobby: Lobby
     handshakes: Handshakes
+    throttle: Throttle
     departures: Departures
     clients: Clients
     canceller: Canceller
@@ -85,6 +87,7 @@ class Janitor:
         now = premises.now()
         self._sweep_logins(now)
         premises.handshakes.sweep(now)
+        premises.throttle.sweep(now)
         for pool in premises.pools:
             self._sweep_queues(pool, now)
             self._sweep_hung_up(pool)

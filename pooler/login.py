@@ -77,7 +77,7 @@ class LoginDuties(NamedTuple):
     """It has said who it is: go_on() is called once there is a place for it."""
     left: "Callable[[ClientLogin, Ending | None], None]"
     """It has become a session (None), or has ended: forget it, log and count."""
-    joined: Callable[[ClientSession, Startup], None]
+    joined: "Callable[[ClientSession, ClientLogin], None]"
     """Log and count."""
     cancel: Callable[[bytes, Callable[[], None]], None]
     """Cancel what the client with this cancel key is doing, and call back."""
@@ -85,6 +85,8 @@ class LoginDuties(NamedTuple):
     """The pool of a user and a database."""
     fittings: Fittings
     linger: Callable[[asyncio.Transport], None]
+    turn_away: Callable[[asyncio.Transport, bytes], None]
+    """Tell those whose login has failed so, when they have waited for it."""
     now: Callable[[], float]
     next_id: Callable[[], int]
     gate: Gate
@@ -120,6 +122,7 @@ class ClientLogin(asyncio.Protocol):
         "_stage",
         "ended",
         "id",
+        "rule",
         "since",
         "startup",
         "transport",
@@ -140,6 +143,7 @@ class ClientLogin(asyncio.Protocol):
         self._direct = False
         """TLS has begun without an SSLRequest."""
         self.ended = False
+        self.rule = ""
         self.since = self.waiting_since = 0.0
 
     @property
@@ -333,7 +337,11 @@ class ClientLogin(asyncio.Protocol):
 
     def refuse(self, ending: Ending) -> None:
         """See Candidate."""
-        self.end(ending)
+        if ending.reason is Reason.LOGIN_FAILED and not self.ended:
+            self._finish(ending)
+            self._duties.turn_away(self.transport, _farewell(ending))
+        else:
+            self.end(ending)
 
     def let_in(self, out: bytes = b"", user: str = "") -> None:
         """See Candidate."""
@@ -376,7 +384,7 @@ class ClientLogin(asyncio.Protocol):
         self.transport.write(b"".join((out, AUTHENTICATION_OK, fitted.welcome, backend_key_data(key), READY_IDLE)))
         self.ended = True
         duties.left(self, None)
-        duties.joined(session, self.startup)
+        duties.joined(session, self)
         self.transport.set_protocol(session)
         if self._buffer:
             self.transport.resume_reading()
@@ -394,7 +402,7 @@ class ClientLogin(asyncio.Protocol):
         if not self.ended:
             self._finish(ending)
             if ending.sqlstate:
-                self.transport.write(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
+                self.transport.write(_farewell(ending))
             self._duties.linger(self.transport)
 
     def _finish(self, ending: Ending | None) -> None:
@@ -408,3 +416,7 @@ class ClientLogin(asyncio.Protocol):
             if self.startup.settings:
                 self._duties.fittings.leave(self._pool, self.startup.settings, self)
         self._duties.left(self, ending)
+
+
+def _farewell(ending: Ending) -> bytes:
+    return fatal(ending.sqlstate, ending.message, ending.detail, ending.hint)

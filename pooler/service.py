@@ -11,7 +11,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
-from config.load import Loaded
+from config.errors import ConfigurationError
+from config.load import Loaded, reload_access
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.gate import Gate
 from pooler.access.throttle import Throttle
@@ -38,7 +39,7 @@ from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import watch_client_context, watch_server_context
 from pooler.web import Web
-from protocol.startup import Startup, StartupMemory
+from protocol.startup import StartupMemory
 from protocol.statements import Library
 
 OWN_DESCRIPTORS: Final = 64
@@ -64,6 +65,7 @@ class Pooler:
     """One pgfunnel process."""
 
     def __init__(self, loaded: Loaded, log: Log) -> None:
+        self._loaded = loaded
         settings = self.settings = loaded.settings
         self.log = log
         self.tally = Tally()
@@ -113,7 +115,11 @@ class Pooler:
             self.ledger,
         )
         self.gate = Gate(
-            settings.auth_type, loaded.access, settings.scram_iterations, everybody=settings.upstream.user or ""
+            settings.auth_type,
+            loaded.access,
+            settings.scram_iterations,
+            everybody=settings.upstream.user or "",
+            learn=self._learn,
         )
         self.throttle = Throttle(settings.login_failure_delay, strangers, self._linger, self.now)
         self._login_duties = LoginDuties(
@@ -129,7 +135,7 @@ class Pooler:
             now=self.now,
             next_id=ids.__next__,
             startups=StartupMemory(),
-            gate=Gate(settings.auth_type, loaded.credentials, settings.scram_iterations, learn=self._learn),
+            gate=self.gate,
             clients=self.clients,
             client_duties=ClientDuties(
                 self._client_ended,
@@ -146,6 +152,7 @@ class Pooler:
                 self.pools,
                 self.lobby,
                 self.handshakes,
+                self.throttle,
                 self.departures,
                 self.clients,
                 self.canceller,
@@ -191,9 +198,9 @@ class Pooler:
         servers = max(settings.default_pool_size + settings.reserve_pool_size, settings.max_db_connections)
         left = limit - OWN_DESCRIPTORS - servers
         wanted = settings.max_client_conn
-        # Whoever is on the way in or out needs a descriptor, too: three kinds of them.
-        strangers = max(LEAST_STRANGERS, min(MOST_STRANGERS, (left - wanted) // 3))
-        places = min(wanted, left - 3 * strangers)
+        # Whoever is on the way in or out needs a descriptor, too: four kinds of them.
+        strangers = max(LEAST_STRANGERS, min(MOST_STRANGERS, (left - wanted) // 4))
+        places = min(wanted, left - 4 * strangers)
         if places < 1:
             raise ListenError(f"the limit of {limit} open files (ulimit -Hn) leaves no room for clients")
         if places < wanted:
@@ -203,7 +210,7 @@ class Pooler:
                 max_client_conn=wanted,
                 places=places,
                 advice=f"raise the hard limit on open files (ulimit -Hn, LimitNOFILE) to "
-                f"{wanted + servers + OWN_DESCRIPTORS + 3 * strangers}, or lower max_client_conn; until then "
+                f"{wanted + servers + OWN_DESCRIPTORS + 4 * strangers}, or lower max_client_conn; until then "
                 f"{places} clients are let in at a time and further ones wait",
             )
         return places, strangers
@@ -260,8 +267,23 @@ class Pooler:
 
     def reload(self) -> None:
         """Read again what comes from files."""
+        self._reload_access()
         for reloadable in self.reloadables:
             reloadable.reload()
+
+    def _reload_access(self) -> None:
+        try:
+            access = reload_access(self._loaded)
+            self.gate.reload(access)
+            self.vault.reload(access.users)
+        except ConfigurationError as error:
+            mistakes = error.mistakes
+        except ValueError as error:
+            mistakes = (str(error),)
+        else:
+            self.log.info("access_reloaded", users=len(access.users), rules=len(access.rules))
+            return
+        self.log.error("access_reload_failed", error="; ".join(mistakes), advice="what was read before stays in use")
 
     def _ignore(self, signal_name: str) -> None:
         self.log.warning("signal_ignored", signal=signal_name)
@@ -325,6 +347,7 @@ class Pooler:
     async def _close(self) -> None:
         for client in list(self.clients.values()):
             client.end(_SHUTDOWN)
+        self.throttle.close()
         self._janitor.stop()
         await self.canceller.close()
         await self.pools.close()

@@ -4,6 +4,7 @@ Only shapes. The Candidate is pooler.login's ClientLogin, the Judge is the Gate;
 """
 
 import asyncio
+import ssl
 from typing import Protocol
 
 from pooler.reasons import Ending
@@ -15,12 +16,12 @@ class Encrypted(Protocol):
     """What the Gate asks of a TLS connection."""
 
     @property
-    def end_point(self) -> bytes:
-        """What SCRAM binds its proof to: tls-server-end-point of our certificate; empty if it has none."""
+    def end_point(self) -> bytes | None:
+        """What SCRAM binds its proof to: tls-server-end-point of our certificate, if it has one."""
 
     @property
-    def peer_names(self) -> tuple[str, ...]:
-        """The common names in the certificate that the client has shown and that was verified; empty if none."""
+    def ssl(self) -> ssl.SSLObject:
+        """Has the certificate that the client has shown, if it was asked for and verified."""
 
 
 class Proof(Protocol):
@@ -56,6 +57,9 @@ class Candidate(Protocol):
     @property
     def ended(self) -> bool:
         """It has gone, or has been sent away: whatever is said to it now is void."""
+
+    rule: str
+    """Where the rule stands that it is judged by (FILE line N), for the log; empty without one."""
 
     def ask(self, proof: Proof) -> None:
         """Send the proof's request, and give it the client's answers."""

@@ -4,14 +4,17 @@ What it can decide at once it decides at once; what has to be asked for elsewher
 to it by callback. A client learns from a failure no more than that it failed; the log has the reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
-from pydantic import SecretStr
-
+from config.access import Access
 from config.authentication import AuthType
+from config.hba import Method, Rule
+from config.ident import allows
 from pooler.access.candidate import Candidate, Judge, Learnt, Proof
+from pooler.access.hba import find_rule, refusal
+from pooler.access.identity import name_in_certificate, system_user
 from pooler.access.proofs import Md5Proof, PlainProof, ScramProof
 from pooler.access.secrets import Secrets
 from pooler.reasons import Ending, Reason
@@ -44,32 +47,97 @@ class Gate:
     def __init__(
         self,
         auth_type: AuthType,
-        users: Mapping[str, SecretStr],
+        access: Access,
         scram_iterations: int,
         *,
+        everybody: str = "",
         learn: Callable[[Candidate, Learnt], None] | None = None,
         lookup: Lookup | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> None:
-        """Raises ValueError for a malformed SCRAM secret, naming its user."""
+        """`everybody` is the user as whom auth_type any serves; `learn` is told what proofs bring to light.
+
+        Raises ValueError for a malformed SCRAM secret, naming its user.
+        """
         self._auth_type = auth_type
-        self._secrets = Secrets(users, scram_iterations)
+        self._everybody = everybody
         self._learn = learn
         self._lookup = lookup
         self._elsewhere = elsewhere
+        self._secrets = Secrets(access.users, scram_iterations)
+        self._access = access
+
+    def reload(self, access: Access) -> None:
+        """Judge by other users, rules and maps. Raises ValueError for a malformed secret; then nothing changes."""
+        self._secrets.reload(access.users)
+        self._access = access
+
+    # --- the method
 
     def examine(self, candidate: Candidate) -> None:
         """Let it in, ask it for a proof, or send it away, now or later."""
-        method = self._auth_type
-        secret = self._secrets.find(candidate.startup.user)
-        if secret is None and self._lookup is not None:
-            self._lookup.find(candidate, partial(self._begin, candidate, method))
+        if self._auth_type == "hba":
+            rule = find_rule(self._access.rules, candidate)
+            if rule is not None:
+                candidate.rule = rule.place
+            if rule is None or rule.method == "reject":
+                self.refuse(candidate, refusal(candidate, rule))
+            elif self._has_certificate_for(candidate, rule):
+                self._apply(candidate, rule.method, rule.ident_map)
+        elif self._auth_type == "any":
+            candidate.let_in(user=self._everybody)
         else:
-            self._begin(candidate, method, secret)
+            self._apply(candidate, self._auth_type)
 
-    def _begin(self, candidate: Candidate, method: AuthType, secret: str | None) -> None:
-        if candidate.ended:
+    def _has_certificate_for(self, candidate: Candidate, rule: Rule) -> bool:
+        """Refuse the candidate if it has not shown the certificate that a rule asks for."""
+        if not rule.client_certificate:
+            return True
+        try:
+            name = name_in_certificate(candidate)
+        except AuthenticationFailedError as failure:
+            self._refuse_identity(candidate, "connection requires a valid client certificate", str(failure))
+            return False
+        if rule.client_certificate == "verify-full" and name != candidate.startup.user:
+            self._deny(candidate, "cert", f"the certificate is that of {name!r}")
+            return False
+        return True
+
+    def _apply(self, candidate: Candidate, method: AuthType | Method, ident_map: str = "") -> None:
+        if method in ("cert", "peer"):
+            self._identify(candidate, "cert" if method == "cert" else "peer", ident_map)
+        elif method == "passthrough":
+            if self._elsewhere is None:
+                raise RuntimeError("there is nobody to pass passwords through to")
+            self._elsewhere.begin(self, candidate)
+        else:
+            secret = self._secrets.find(candidate.startup.user)
+            if secret is None and self._lookup is not None:
+                self._lookup.find(candidate, partial(self._found, candidate, method))
+            else:
+                self._ask(candidate, method, secret)
+
+    def _identify(self, candidate: Candidate, method: Literal["cert", "peer"], ident_map: str) -> None:
+        user = candidate.startup.user
+        try:
+            name = (name_in_certificate if method == "cert" else system_user)(candidate)
+        except AuthenticationFailedError as failure:
+            self._deny(candidate, method, str(failure))
             return
+        if allows(self._access.maps, ident_map, name, user):
+            candidate.let_in()
+        else:
+            by = f"by the map {ident_map}" if ident_map else "as another"
+            self._deny(candidate, method, f"{name!r} may not log in {by}")
+
+    def _found(self, candidate: Candidate, method: AuthType | Method, secret: str | None) -> None:
+        """Go on with what the lookup has found."""
+        if secret:
+            self._secrets.seen(secret)
+        if not candidate.ended:
+            self._ask(candidate, method, secret)
+
+    def _ask(self, candidate: Candidate, method: AuthType | Method, secret: str | None) -> None:
         if method == "trust":
             if secret is None:
                 self.reject(candidate, "no such user")
@@ -79,7 +147,7 @@ class Gate:
         proof: Proof
         if method == "plain":
             proof = PlainProof(self, candidate, secret, self._secrets)
-        elif method == "md5" and not (secret and is_scram_secret(secret)):
+        elif method == "md5" and not (is_scram_secret(secret) if secret else self._secrets.scram_is_usual):
             proof = Md5Proof(self, candidate, secret)
         else:
             proof = ScramProof(self, candidate, secret, self._secrets)
@@ -117,3 +185,10 @@ class Gate:
         """See Judge."""
         if not candidate.ended:
             candidate.refuse(ending)
+
+    def _deny(self, candidate: Candidate, method: Literal["cert", "peer"], why: str) -> None:
+        what = "certificate" if method == "cert" else "Peer"
+        self._refuse_identity(candidate, f'{what} authentication failed for user "{candidate.startup.user}"', why)
+
+    def _refuse_identity(self, candidate: Candidate, message: str, why: str) -> None:
+        self.refuse(candidate, Ending(Reason.LOGIN_FAILED, "28000", message, why=why))

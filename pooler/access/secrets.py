@@ -22,23 +22,36 @@ class Secrets:
 
     def __init__(self, users: Mapping[str, SecretStr], scram_iterations: int) -> None:
         """Raises ValueError for a malformed SCRAM secret, naming its user."""
-        self._users = {user: secret.get_secret_value() for user, secret in users.items()}
+        self._iterations = scram_iterations
         self._scram: dict[tuple[str, str], ScramSecret] = {}
         # What an unknown user is asked must be the same each time, and not to be foreseen.
         self._mock_key = os.urandom(32)
-        iterations: Counter[int] = Counter()
-        for user, secret in self._users.items():
+        self.reload(users)
+
+    def reload(self, users: Mapping[str, SecretStr]) -> None:
+        """Take another list. Raises ValueError for a malformed SCRAM secret; then the old one stays."""
+        texts = {user: secret.get_secret_value() for user, secret in users.items()}
+        scram: dict[tuple[str, str], ScramSecret] = {}
+        for user, secret in texts.items():
             if is_scram_secret(secret):
                 try:
-                    parsed = self._scram[user, secret] = ScramSecret.parse(secret)
+                    scram[user, secret] = ScramSecret.parse(secret)
                 except ValueError as error:
                     raise ValueError(f'the secret of user "{user}" is a {error}') from None
-                iterations[parsed.iterations] += 1
-        self._iterations = scram_iterations
-        # It must not stand out among the others either.
-        self._mock_iterations = iterations.most_common(1)[0][0] if iterations else scram_iterations
-        self.any_scram = bool(iterations)
+        self._users = texts
+        self._scram |= scram
+        # Who does not exist must not stand out by the number of iterations either.
+        usual = Counter(secret.iterations for secret in scram.values()).most_common(1)
+        self._mock_iterations = usual[0][0] if usual else self._iterations
+        self.any_scram = bool(scram)
         """To check a password may take a derivation; so it has to where there is nothing to check it against."""
+        self.scram_is_usual = 2 * len(scram) > len(texts)
+        """Who does not exist is asked for SCRAM where there is a choice."""
+
+    def seen(self, secret: str) -> None:
+        """Note a secret that was found elsewhere: who does not exist must not stand out among those who do."""
+        self.scram_is_usual = is_scram_secret(secret)
+        self.any_scram = self.any_scram or self.scram_is_usual
 
     def find(self, user: str) -> str | None:
         """Return the secret of a user of the list, None if there is no such user."""

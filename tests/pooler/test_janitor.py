@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from config.settings import Settings
+from pooler.access.throttle import Throttle
 from pooler.client import ClientSession
 from pooler.janitor import CLEANING_S, ROUND_S, Janitor, Premises
 from pooler.lobby import Departures, Lobby
@@ -32,6 +33,9 @@ class Watch:
         self.clients: dict[bytes, ClientSession] = {}
         self.lobby = Lobby(1, 100)
         self.departures = Departures(1000)
+        self.throttle = Throttle(
+            1.0, 1000, lambda transport: self.departures.linger(transport, self.house.now()), self.house.now
+        )
         upstream = SimpleNamespace(failure="")
         house_pool = self.house.pool
 
@@ -50,6 +54,7 @@ class Watch:
                 pools,
                 self.lobby,
                 Handshakes(1),
+                self.throttle,
                 self.departures,
                 self.clients,
                 cast("Any", SimpleNamespace(cancel_server=self.cancelled.append)),

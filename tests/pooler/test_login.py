@@ -7,8 +7,10 @@ from itertools import count
 import pytest
 from pydantic import SecretStr
 
+from config.access import Access
 from config.authentication import AuthType
 from pooler.access.gate import Gate
+from pooler.access.throttle import Throttle
 from pooler.client import ClientSession
 from pooler.fitting import Fittings
 from pooler.lobby import Lobby
@@ -44,10 +46,11 @@ class Door:
             pool_of=lambda *_: self.house.pool,
             fittings=Fittings(lambda _: self.house.sharing, self.house.now),
             linger=self._linger,
+            turn_away=Throttle(0.0, strangers, self._linger, self.house.now).turn_away,
             now=self.house.now,
             next_id=count(1).__next__,
             startups=StartupMemory(),
-            gate=Gate(auth_type, credentials, 4096),
+            gate=Gate(auth_type, Access(credentials), 4096),
             clients=self.clients,
             client_duties=self.house.client_duties,
         )

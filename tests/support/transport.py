@@ -5,15 +5,21 @@ while reading is paused, and connection_lost() comes some time after close(), ne
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 HIGH_WATER = 64 * 1024
 
 
 class MockTransport(asyncio.Transport):
-    def __init__(self, protocol: asyncio.BaseProtocol | None = None, *, slow_peer: bool = False) -> None:
+    def __init__(
+        self,
+        protocol: asyncio.BaseProtocol | None = None,
+        *,
+        slow_peer: bool = False,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
         """A `slow_peer` reads only what take() asks for; any other has read everything at once."""
-        super().__init__({"peername": ("127.0.0.1", 50000)})
+        super().__init__({"peername": ("127.0.0.1", 50000), **(extra or {})})
         self.protocol = protocol
         self.sent = bytearray()
         """Written, and not yet taken by the peer."""

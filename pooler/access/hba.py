@@ -1,0 +1,53 @@
+"""Which rule of the auth_hba_file is a candidate's: the first that matches decides, and no other is looked at."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Final
+
+from config.hba import Rule
+from pooler.access.candidate import Candidate
+from pooler.reasons import Ending, Reason
+
+_OVER_TCP: Final = {True: ("host", "hostssl"), False: ("host", "hostnossl")}
+"""The types of connection that match, by whether there is TLS."""
+
+
+def find_rule(rules: Sequence[Rule], candidate: Candidate) -> Rule | None:
+    """Return the candidate's rule, None if there is none for it."""
+    user, database = candidate.startup.user, candidate.startup.database
+    address = address_of(candidate)
+    connections = ("local",) if address is None else _OVER_TCP[candidate.tls is not None]
+    for rule in rules:
+        if (
+            rule.connection in connections
+            and rule.databases.include(database, user)
+            and rule.users.include(user, user)
+            and (rule.network is None or address in rule.network)
+        ):
+            return rule
+    return None
+
+
+def address_of(candidate: Candidate) -> IPv4Address | IPv6Address | None:
+    """Return where a candidate comes from; None is a Unix socket."""
+    peer = candidate.transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return None
+    address = ip_address(peer[0].partition("%")[0])  # fe80::1%eth0
+    # What comes over IPv4 to a socket that listens on both.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def refusal(candidate: Candidate, rule: Rule | None) -> Ending:
+    """Return what is told to whom no rule, or a rule that rejects, is for: in Postgres's words."""
+    address = address_of(candidate)
+    where = f'host "{address}"' if address is not None else "a Unix socket"
+    what = "no pg_hba.conf entry for" if rule is None else "pg_hba.conf rejects connection for"
+    encryption = "SSL encryption" if candidate.tls is not None else "no encryption"
+    startup = candidate.startup
+    return Ending(
+        Reason.LOGIN_REFUSED,
+        "28000",
+        f'{what} {where}, user "{startup.user}", database "{startup.database}", {encryption}',
+        why="no rule matches" if rule is None else "a rule rejects it",
+    )

@@ -1,0 +1,45 @@
+"""Who a client is by something else than a password: the name in its certificate, or its system user."""
+
+import pwd
+import socket
+import struct
+from typing import Final, cast
+
+from pooler.access.candidate import Candidate
+from protocol.scram import AuthenticationFailedError
+
+_UCRED: Final = struct.Struct("iII")
+"""pid, uid, gid; see unix(7)."""
+
+
+def name_in_certificate(candidate: Candidate) -> str:
+    """Return the common name in the certificate that the client has shown. Raises AuthenticationFailedError."""
+    certificate = candidate.tls.ssl.getpeercert() if candidate.tls is not None else None
+    if not certificate:
+        raise AuthenticationFailedError("no certificate that was verified")
+    subject = cast("tuple[tuple[tuple[str, str], ...], ...]", certificate.get("subject", ()))
+    names = [value for attributes in subject for name, value in attributes if name == "commonName"]
+    if len(names) != 1:
+        raise AuthenticationFailedError(f"a certificate with {len(names)} common names")
+    if "\0" in names[0]:
+        # What comes after it would be overlooked by whoever takes it for the end of the name.
+        raise AuthenticationFailedError("a certificate with a zero byte in its common name")
+    return names[0]
+
+
+def system_user(candidate: Candidate) -> str:
+    """Return the name of the user whose process is at the other end of a Unix socket.
+
+    Raises AuthenticationFailedError.
+    """
+    sock = candidate.transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX or candidate.tls is not None:
+        raise AuthenticationFailedError("not a Unix socket, so that the client's system user is not known")
+    try:
+        _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    except OSError as error:
+        raise AuthenticationFailedError(f"the client's system user can't be told: {error}") from None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        raise AuthenticationFailedError(f"the client's system user {uid} has no name") from None
