@@ -1,4 +1,4 @@
-"""Whom passthrough lets in: what is asked of Postgres, what is remembered of the answer, and of whom nothing is asked."""
+"""Whom passthrough lets in: what Postgres is asked, what is remembered of its answer, and who is asked for nothing."""
 
 import asyncio
 import io
@@ -11,7 +11,7 @@ from pooler.access import passthrough as module
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.passthrough import MOST_PROOFS, Passthrough
 from pooler.connect import Login, LoginRefusedError
-from pooler.credentials.brought import Brought
+from pooler.credentials.brought import MOST_EACH, Brought
 from pooler.credentials.credential import Credential, Password
 from pooler.dial import ConnectFailedError
 from pooler.log import make_log
@@ -215,8 +215,6 @@ async def test_with_no_age_every_password_is_proven(house: House) -> None:
 
 async def test_a_postgres_that_asks_for_nothing_proves_nothing(house: House) -> None:
     house.postgres.trusts = True
-    applicant = await house.enter("anything")
-    assert applicant.ending is None, "it does not take that password"
     applicant = await house.enter()
     assert applicant.ending is not None
     assert (applicant.ending.sqlstate, applicant.ending.reason) == ("28000", Reason.LOGIN_REFUSED)
@@ -274,8 +272,8 @@ async def test_the_password_itself_is_not_kept_where_scram_keys_will_do(house: H
     await house.enter()
     (credential,) = house.brought.of("alice", "shop")
     assert isinstance(credential, ScramKeys)
-    everything = [*house.passthrough._memories.values(), *house.brought._kept.values()]
-    assert not any(b"hush" in bytes(str(tuple(each)), "utf-8") for memories in everything for each in memories)
+    ((memory,),) = house.passthrough._memories.values()
+    assert "hush" not in str(tuple(memory))
     shown = repr(house.passthrough._memories) + repr(house.brought._kept) + repr(house.knock("other").proof)
     shown += repr(house.passthrough._attempts) + house.printed.getvalue()
     for secret in ("hush", "other", repr(credential.client_key)):
@@ -301,4 +299,4 @@ async def test_endless_passwords_and_databases_do_not_fill_the_memory(
         await house.enter(f"token {number}")
         await house.enter("token 1", database=f"shop{number}")
     assert len(house.passthrough._memories) == 10
-    assert max(map(len, house.passthrough._memories.values())) <= module.MOST_EACH
+    assert max(map(len, house.passthrough._memories.values())) <= MOST_EACH
