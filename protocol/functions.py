@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from protocol.lexer import DOUBT, lex, name_of, string_of
+from protocol.lexer import DOUBT, is_string, lex, name_of, string_of
 from protocol.verdict import HARMLESS, UNKNOWN, State, Verdict, unite
 
 ARGUMENTS_LIMIT: Final = 64
 """Tokens of a call's arguments that are looked at; with more, they are no literals."""
 
 BODIES_LIMIT: Final = 8
-"""Strings of a statement that are looked into."""
+"""Strings of a statement that are looked into, and blocks of a DO."""
 
 NEEDLES: Final = ("pg_", "set_config", "set_limit", "dblink_")
 """Each function that leaves anything but the state of sequences has one of these in its name."""
@@ -98,20 +98,33 @@ def _called(tokens: Sequence[bytes]) -> Verdict:
     return verdict
 
 
-def settings_in_body(tokens: Sequence[bytes]) -> Verdict:
-    """Tell the names of the settings that the code in the strings of a DO sets, as far as they are to be seen.
+def settings_in_blocks(tokens: Sequence[bytes]) -> Verdict:
+    """Tell the names of the settings that a DO sets, in its block or in one that this runs by another DO.
 
     Only the names: the server has to be asked in any case, but does not tell what custom settings there are.
     """
     verdict = HARMLESS
-    for body in _bodies(tokens):
-        inside = lex(body).tokens
-        verdict = unite(verdict, _called(inside))
+    blocks = [*_blocks(tokens)]
+    for count, block in enumerate(blocks):
+        code = string_of(block)
+        if code is None or count == BODIES_LIMIT:
+            verdict = unite(verdict, DYNAMIC)
+            break
+        inside, _, whole = lex(code)
+        verdict = unite(verdict, _called(inside) if whole else DYNAMIC)
         for at, token in enumerate(inside):
             if token == b"set":
                 session = inside[at + 1 : at + 2] == [b"session"] and inside[at + 2 : at + 3] != [b"."]
                 verdict = unite(verdict, setting_at(inside, at + 2 if session else at + 1))
+        blocks += _blocks(inside)
     return Verdict(custom=verdict.custom, dynamic=verdict.dynamic)
+
+
+def _blocks(tokens: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the strings that follow each DO: its block, and maybe the name of its language."""
+    for at, token in enumerate(tokens):
+        if token == b"do":
+            yield from filter(is_string, tokens[at + 1 : at + 5])
 
 
 def _bodies(tokens: Sequence[bytes]) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Final
 
-from protocol.functions import calls, setting, setting_at, settings_in_body
+from protocol.functions import calls, setting, setting_at, settings_in_blocks
 from protocol.lexer import DOUBT, name_of
 from protocol.verdict import ASKS, HARMLESS, UNKNOWN, State, Verdict, unite
 
@@ -183,7 +183,7 @@ def _explain(tokens: Tokens) -> Verdict:
 
 
 def _do(tokens: Tokens) -> Verdict:
-    return unite(ASKS, settings_in_body(tokens))
+    return unite(ASKS, settings_in_blocks(tokens))
 
 
 # --- tables of kinds

@@ -408,6 +408,12 @@ TEXTS: Final[dict[str, tuple[str, Verdict]]] = {
         "DO 'BEGIN PERFORM set_config(name, ''y'', false) FROM (VALUES (''app.x'')) AS v (name); END'",
         ASKS._replace(dynamic=True),
     ),
+    "DO in a DO": (
+        "DO $$ BEGIN DO LANGUAGE plpgsql 'BEGIN DO $x$ BEGIN SET app.x = ''y''; END $x$; END'; SET app.z = 1; END $$",
+        ASKS._replace(custom=("app.z", "app.x")),
+    ),
+    "DO in too many of them": ("DO $$ BEGIN " + "DO 'BEGIN END'; " * 9 + "END $$", ASKS._replace(dynamic=True)),
+    "DO with a block that is not read": (r"DO E'BEGIN SET app.\x78 = 1; END'", ASKS._replace(dynamic=True)),
     "CALL": ("CALL p(1)", ASKS),
     "a function": ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", PERHAPS_TEMPORARY),
     "a function with statements for a body": (
