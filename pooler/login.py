@@ -199,6 +199,9 @@ class ClientLogin(asyncio.Protocol):
                 self._buffer = self._buffer[size:]
                 self._take_first_packet(packet)
             elif self._stage is Stage.PROOF:
+                if self._buffer[0] not in (PASSWORD, TERMINATE):
+                    # Not to be waited for until it is whole: such as another StartupMessage.
+                    raise ClientViolation(f"expected password response, got message type {self._buffer[0]}")
                 message = first_message(self._buffer, MAX_PASSWORD_SIZE)
                 if message is None:
                     return
@@ -327,8 +330,6 @@ class ClientLogin(asyncio.Protocol):
             self._finish(CLIENT_QUIT)
             self.transport.close()
             return
-        if kind != PASSWORD:
-            raise ClientViolation(f"expected password response, got message type {kind}")
         self._stage = Stage.DECISION
         out = self._duties.gate.hear(self, self._proof, payload)
         if out is not None:

@@ -38,8 +38,9 @@ class Secrets:
                     scram[user, secret] = ScramSecret.parse(secret)
                 except ValueError as error:
                     raise ValueError(f'the secret of user "{user}" is a {error}') from None
+        kept = {key: secret for key, secret in self._scram.items() if texts.get(key[0]) == key[1]}
         self._users = texts
-        self._scram |= scram
+        self._scram = kept | scram
         # Who does not exist must not stand out by the number of iterations either.
         usual = Counter(secret.iterations for secret in scram.values()).most_common(1)
         self._mock_iterations = usual[0][0] if usual else self._iterations

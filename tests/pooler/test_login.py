@@ -14,7 +14,7 @@ from pooler.access.throttle import Throttle
 from pooler.client import ClientSession
 from pooler.fitting import Fittings
 from pooler.lobby import Lobby
-from pooler.login import MAX_EARLY_SIZE, ClientLogin, LoginDuties
+from pooler.login import MAX_EARLY_SIZE, MAX_PASSWORD_SIZE, ClientLogin, LoginDuties
 from pooler.reasons import Ending, Reason
 from protocol.messages import TERMINATE, cancel_request
 from protocol.startup import Startup, StartupMemory
@@ -28,7 +28,9 @@ SECRET = "it's a sécret"
 class Door:
     """Lets strangers in, to a house."""
 
-    def __init__(self, auth_type: AuthType = "trust", *, places: int = 10, strangers: int = 1000) -> None:
+    def __init__(
+        self, auth_type: AuthType = "trust", *, places: int = 10, strangers: int = 1000, failure_delay: float = 0.0
+    ) -> None:
         self.house = House()
         self.lobby = Lobby(places, strangers)
         self.clients: dict[bytes, ClientSession] = {}
@@ -37,6 +39,7 @@ class Door:
         self.cancels: list[tuple[bytes, Callable[[], None]]] = []
         credentials: Mapping[str, SecretStr] = {"alice": SecretStr(SECRET)}
         self.house.client_duties = self.house.client_duties._replace(ended=self._client_ended)
+        self.throttle = Throttle(failure_delay, strangers, self._linger, self.house.now)
         self.duties = LoginDuties(
             arrived=self.lobby.arrived,
             identified=self.lobby.identified,
@@ -46,7 +49,7 @@ class Door:
             pool_of=lambda *_: self.house.pool,
             fittings=Fittings(lambda _: self.house.sharing, self.house.now),
             linger=self._linger,
-            turn_away=Throttle(0.0, strangers, self._linger, self.house.now).turn_away,
+            turn_away=self.throttle.turn_away,
             now=self.house.now,
             next_id=count(1).__next__,
             startups=StartupMemory(),
@@ -124,6 +127,56 @@ def test_a_wrong_password_is_told_as_postgres_tells_it(auth_type: AuthType) -> N
     assert ending is not None
     assert ending.reason is Reason.LOGIN_FAILED
     assert door.lobby.clients == 0
+
+
+def test_a_failure_is_counted_at_once_and_told_later() -> None:
+    door = Door("plain", places=1, failure_delay=1.0)
+    login, transport = door.knock()
+    transport.receive(startup())
+    sent(transport)
+    transport.receive(client_side.password_message("wrong"))
+    assert not sent(transport)
+    ending = door.endings[login]
+    assert ending is not None
+    assert (ending.reason, ending.why) == (Reason.LOGIN_FAILED, "wrong password")
+    assert door.lobby.clients == 0, "it keeps a place from others"
+    door.house.time += 1.0
+    door.throttle.sweep(door.house.time)
+    assert b"28P01" in sent(transport)
+
+
+def test_a_password_at_any_other_time_is_a_violation() -> None:
+    door = Door("trust")
+    door.house.server()
+    login, transport = door.knock()
+    transport.receive(client_side.password_message(SECRET))
+    ending = door.endings[login]
+    assert ending is not None
+    assert ending.reason is Reason.CLIENT_VIOLATION
+
+
+@pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
+def test_a_second_startup_packet_in_the_middle_of_the_proof_is_a_violation(auth_type: AuthType) -> None:
+    door = Door(auth_type)
+    login, transport = door.knock()
+    transport.receive(startup())
+    if auth_type == "scram-sha-256":
+        transport.receive(client_side.sasl_initial_response("SCRAM-SHA-256", b"n,,n=,r=abc"))
+    transport.receive(client_side.startup({"user": "mallory", "database": "shop"}))
+    ending = door.endings[login]
+    assert ending is not None
+    assert ending.reason is Reason.CLIENT_VIOLATION
+    assert login.startup.user == "alice"
+
+
+@pytest.mark.parametrize("length", [0, 3, MAX_PASSWORD_SIZE + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_an_impossible_length_of_a_password_message_is_a_violation(length: int) -> None:
+    door = Door("scram-sha-256")
+    login, transport = door.knock()
+    transport.receive(startup() + b"p" + length.to_bytes(4, "big"))
+    ending = door.endings[login]
+    assert ending is not None
+    assert ending.reason is Reason.CLIENT_VIOLATION
 
 
 def test_requests_that_come_with_the_startup_packet_are_served() -> None:
