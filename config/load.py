@@ -20,7 +20,7 @@ from config.fields import takes
 from config.reference import help_text
 from config.settings import Settings
 from config.sources import CONFIG, PREFIX, TABLES, Given, Reading, Source, read_environment, read_toml
-from config.upstream import mask
+from config.upstream import Upstream, mask
 
 _LONGEST_SHOWN = 100
 _ACCESS_FILES = ("auth_file", "auth_hba_file", "auth_ident_file")
@@ -56,7 +56,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
     command_line = read_command_line(argv)
     environment = read_environment(environ)
     file = _read_file(command_line, environment)
-    given = ChainMap(command_line.given, environment.given, file.given)
+    given, contradictions = _with_options_of_the_url(ChainMap(command_line.given, environment.given, file.given))
     settings, wrong_values = _validate(given)
     # Even if other settings are wrong: all mistakes at once.
     access, in_files = read_access(*(_path(given, name) for name in _ACCESS_FILES))
@@ -64,7 +64,14 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         f"{given[each.setting].source.name}: {each.text} ({given[each.setting].source.place})" for each in in_files
     ]
 
-    mistakes = [*command_line.mistakes, *environment.mistakes, *file.mistakes, *wrong_values, *wrong_lines]
+    mistakes = [
+        *command_line.mistakes,
+        *environment.mistakes,
+        *file.mistakes,
+        *contradictions,
+        *wrong_values,
+        *wrong_lines,
+    ]
     if settings is None or mistakes:
         raise ConfigurationError(mistakes)
     access = _complete(settings, access)
@@ -86,6 +93,23 @@ def _read_file(command_line: Reading, environment: Reading) -> Reading:
     command_line.given.pop(CONFIG, None)
     environment.given.pop(CONFIG, None)
     return read_toml(Path(str(path.value)), path.source) if path is not None and path.value else Reading()
+
+
+def _with_options_of_the_url(given: Mapping[str, Given]) -> tuple[Mapping[str, Given], list[str]]:
+    """Add the settings that the upstream URL's options stand for; and what contradicts them."""
+    url = given.get("upstream")
+    if url is None or not isinstance(url.value, str):
+        return given, []
+    try:
+        options = dict(Upstream.parse(url.value).tls)
+    except ValueError:
+        return given, []  # what is wrong with it is said when it is validated
+    contradictions = [
+        f"{given[name].source.name}: it is not what the options of {url.source.name} say ({given[name].source.place})"
+        for name, value in options.items()
+        if name in given and given[name].value != value
+    ]
+    return {**given, **{name: Given(value, url.source) for name, value in options.items()}}, contradictions
 
 
 def _validate(given: Mapping[str, Given]) -> tuple[Settings | None, list[str]]:

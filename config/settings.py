@@ -45,7 +45,9 @@ class Process(BaseModel):
     upstream: UpstreamUrl = Field(
         description="The Postgres behind the pooler, and the user who logs in there: the only setting that must be "
         "given. A Unix socket is postgresql:///dbname?host=/directory. Clients may ask for other databases "
-        "than the URL's. PGPASSWORD and the like are not read.",
+        "than the URL's. PGPASSWORD and the like are not read. Of libpq's options it takes host, port, sslmode, "
+        "sslrootcert, sslcert, sslkey and sslnegotiation, which stand for the settings server_tls_*, and "
+        "channel_binding.",
     )
     server_password_source: ServerPasswordSource = Field(
         default=None,

@@ -5,6 +5,7 @@ an option, and so into a log line. https://www.postgresql.org/docs/current/libpq
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
 from pathlib import PurePosixPath
@@ -27,11 +28,27 @@ _INSTEAD = {
     "keepalives_interval": "use the setting tcp_keepintvl",
     "options": "set it for the role or the database in Postgres",
     "password": "write it as postgresql://user:password@host",
+    "require_auth": "leave it out",
+    "sslcertmode": "leave it out",
+    "sslcompression": "leave it out",
+    "ssl_max_protocol_version": "use the setting server_tls_protocols",
+    "ssl_min_protocol_version": "use the setting server_tls_protocols",
     "tcp_user_timeout": "use the setting tcp_user_timeout",
     "user": "write it as postgresql://user:password@host",
 }
-_PLAINTEXT_SSLMODES = ("disable", "allow", "prefer")
-_TLS_SSLMODES = ("require", "verify-ca", "verify-full")
+# The settings that libpq's options stand for, and the values of those that are not files.
+_TLS_SETTINGS = {
+    "sslmode": "server_tls_sslmode",
+    "sslrootcert": "server_tls_ca_file",
+    "sslcert": "server_tls_cert_file",
+    "sslkey": "server_tls_key_file",
+    "sslnegotiation": "server_tls_sslnegotiation",
+}
+_WORDS = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "channel_binding": ("disable", "prefer", "require"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +60,14 @@ class Upstream:
     user: str | None = None
     password: SecretStr | None = None
     dbname: str | None = None
+    tls: tuple[tuple[str, str], ...] = ()
+    """Settings that its options stand for, with their values."""
+    channel_binding: str = "prefer"
+    """Whether a proof of the password has to be bound to the TLS connection, as in libpq: disable, prefer, require."""
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Parse postgresql://user:password@host:port/dbname?host=/socket/dir&port=N&sslmode=MODE.
+        """Parse postgresql://user:password@host:port/dbname?host=/socket/dir&port=N&sslmode=MODE and so on.
 
         Raises ValueError, whose message quotes no part of the URL that could be a password.
         """
@@ -76,6 +97,8 @@ class Upstream:
             user=_decode(user) or None,
             password=SecretStr(secret) if secret else None,
             dbname=_decode(path) or None,
+            tls=tuple(_tls_settings(options).items()),
+            channel_binding=options.get("channel_binding", "prefer"),
         )
 
     @property
@@ -117,7 +140,7 @@ def mask(text: str) -> str:
 
 def _mask_option(option: str) -> str:
     name, equals, _ = option.partition("=")
-    if name in ("sslmode", "host", "port"):
+    if name in ("host", "port", *_WORDS):
         return option
     return f"{name}=***" if equals and name.replace("_", "").isalpha() else "***"
 
@@ -153,21 +176,35 @@ def _port_number(text: str) -> int:
 
 
 def _options(query: str) -> dict[str, str]:
-    """Return the options host and port; refuse by name what would be ignored in silence."""
+    """Return the options that are taken; refuse by name what would be ignored in silence."""
     options: dict[str, str] = {}
     for option in filter(None, query.split("&")):
         name, equals, value = (_decode(part) for part in option.partition("="))
-        if name in ("host", "port") and equals:
+        if name in _WORDS and value not in _WORDS[name]:
+            raise ValueError(f"has something as its {name} that is not one of {', '.join(_WORDS[name])}")
+        if equals and name in ("host", "port", *_TLS_SETTINGS, *_WORDS):
             options[name] = value
-        elif name == "sslmode" and value in _TLS_SSLMODES:
-            raise ValueError(f"asks for sslmode={value}, but pgfunnel has no TLS to Postgres yet")
-        elif name == "sslmode" and value not in _PLAINTEXT_SSLMODES:
-            raise ValueError(f"has an sslmode that is not one of {', '.join(_PLAINTEXT_SSLMODES)}")
-        elif name != "sslmode":
-            if not equals or not name.replace("_", "").isalpha():
-                raise ValueError("has something after its ? that is not in the form name=value")
+        elif not equals or not name.replace("_", "").isalpha():
+            raise ValueError("has something after its ? that is not in the form name=value")
+        else:
             raise ValueError(f"has the option {name}, which is not taken: {_INSTEAD.get(name, 'leave it out')}")
     return options
+
+
+def _tls_settings(options: Mapping[str, str]) -> dict[str, str]:
+    """Return what libpq would make of the options, as settings.
+
+    https://www.postgresql.org/docs/current/libpq-ssl.html
+    """
+    settings = {_TLS_SETTINGS[name]: value for name, value in options.items() if name in _TLS_SETTINGS}
+    mode, authorities = options.get("sslmode"), options.get("sslrootcert")
+    if authorities == "system":
+        if mode not in (None, "verify-full"):
+            raise ValueError("has sslrootcert=system, which takes sslmode=verify-full")
+        settings |= {"server_tls_sslmode": "verify-full", "server_tls_ca_file": ""}
+    elif mode == "require" and authorities:
+        settings["server_tls_sslmode"] = "verify-ca"
+    return settings
 
 
 def _decode(text: str) -> str:

@@ -82,6 +82,8 @@ class Target(NamedTuple):
     credential: Credential | None = None
     tls: ServerTls | None = None
     """None = without."""
+    channel_binding: str = "prefer"
+    """Whether a proof has to be bound to the TLS connection: disable, prefer or require."""
 
     def __repr__(self) -> str:
         return f"Target({self.user}@{self.host}:{self.port}/{self.database})"
@@ -207,8 +209,11 @@ class _Dialogue:
         return _int32(payload)[0], payload[4:]
 
     async def _authenticate(self) -> None:
+        bound = self._target.channel_binding != "require"
         while True:
             code, rest = await self._next_authentication()
+            if code != AUTH_SASL and not bound:
+                raise AuthenticationFailedError("the server asks for no channel binding, and it is required")
             if code == AUTH_OK:
                 return
             if code == AUTH_CLEARTEXT:
@@ -219,6 +224,7 @@ class _Dialogue:
                 self._send(password(md5_response(self._proof.text, rest[:4])))
             elif code == AUTH_SASL:
                 await self._prove_by_scram(rest)
+                bound = True
             else:
                 raise AuthenticationFailedError(
                     f"the server asks for an authentication that is not known (code {code})"
@@ -242,9 +248,12 @@ class _Dialogue:
     def _choose_mechanism(self, offered: list[str]) -> tuple[str, bytes, bytes]:
         """Return a mechanism, the header that says why, and what binds the proof to this connection."""
         tls = self._conversation.tls
-        end_point = tls.end_point if tls is not None else b""
+        binding = self._target.channel_binding
+        end_point = tls.end_point if tls is not None and binding != "disable" else b""
         if end_point and MECHANISM_PLUS in offered:
             return MECHANISM_PLUS, END_POINT, end_point
+        if binding == "require":
+            raise AuthenticationFailedError("the server offers no channel binding, and it is required")
         if MECHANISM not in offered:
             raise AuthenticationFailedError(f"the server offers only {', '.join(offered) or 'no SASL mechanism'}")
         return MECHANISM, UNOFFERED if end_point else UNBOUND, b""

@@ -188,7 +188,8 @@ class Pools:
             try:
                 return await self._log_in_with(user, database, credential)
             except LoginRefusedError as refusal:
-                if refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
+                # What is refused at the door is not refused for its password.
+                if refusal.at_the_door or refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
                     raise
                 credential = await self._vault.fetch(user, database, refused=credential)
                 if credential in tried:
@@ -197,7 +198,7 @@ class Pools:
 
     async def _log_in_with(self, user: str, database: str, credential: Credential | None) -> Login:
         upstream = self._settings.upstream
-        target = Target(upstream.host, upstream.port, user, database, credential, self._tls)
+        target = Target(upstream.host, upstream.port, user, database, credential, self._tls, upstream.channel_binding)
         return await log_in(target, {}, self._settings.server_connect_timeout)
 
     # --- connections that clients' passwords have opened

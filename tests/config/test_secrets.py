@@ -18,7 +18,7 @@ def toml(tmp_path: Path) -> Path:
 SECRET = "hunter2"
 WAYS_TO_FAIL: list[tuple[Sequence[str], Mapping[str, str]]] = [
     (["--upstream", f"postgresql://app:{SECRET}@db:port/x"], {}),
-    (["--upstream", f"postgresql://app:{SECRET}@db?sslmode=require"], {}),
+    (["--upstream", f"postgresql://app:{SECRET}@db?sslmode=on"], {}),
     (["--upstream", f"postgresql://app:{SECRET}@db?password={SECRET}"], {}),
     (["--upstream", f"postgresql://app:x{SECRET}", "--pool-mode", "x"], {}),
     (["--upstream", f"postgresql://app:{SECRET}@d b"], {}),

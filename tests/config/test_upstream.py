@@ -61,15 +61,31 @@ def test_a_newline_after_the_url_is_left_out() -> None:
     assert Upstream.parse("postgresql://app:secret@db/orders\n").dbname == "orders"
 
 
-@pytest.mark.parametrize("mode", ["disable", "allow", "prefer"])
-def test_an_sslmode_that_plain_tcp_satisfies_is_taken(mode: str) -> None:
-    assert Upstream.parse(f"postgresql://db?sslmode={mode}") == Upstream(host="db")
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"])
+def test_an_sslmode_is_a_setting(mode: str) -> None:
+    assert Upstream.parse(f"postgresql://db?sslmode={mode}").tls == (("server_tls_sslmode", mode),)
 
 
-@pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
-def test_an_sslmode_that_needs_tls_is_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"asks for sslmode={mode}, but pgfunnel has no TLS"):
-        Upstream.parse(f"postgresql://db?sslmode={mode}")
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ("", {}),
+        ("sslnegotiation=direct&sslmode=require", {"sslnegotiation": "direct", "sslmode": "require"}),
+        ("sslcert=/tls/client.crt&sslkey=/tls/a%20key", {"cert_file": "/tls/client.crt", "key_file": "/tls/a key"}),
+        ("sslmode=verify-full&sslrootcert=/tls/ca", {"sslmode": "verify-full", "ca_file": "/tls/ca"}),
+        # As in libpq: https://www.postgresql.org/docs/current/libpq-ssl.html
+        ("sslmode=require&sslrootcert=/tls/ca", {"sslmode": "verify-ca", "ca_file": "/tls/ca"}),
+        ("sslrootcert=system", {"sslmode": "verify-full", "ca_file": ""}),
+    ],
+)
+def test_options_for_tls_mean_what_they_mean_to_libpq(options: str, settings: dict[str, str]) -> None:
+    named = {f"server_tls_{name}": value for name, value in settings.items()}
+    assert dict(Upstream.parse(f"postgresql://db?{options}").tls) == named
+
+
+def test_channel_binding_may_be_required() -> None:
+    assert Upstream.parse("postgresql://db").channel_binding == "prefer"
+    assert Upstream.parse("postgresql://db?sslmode=require&channel_binding=require").channel_binding == "require"
 
 
 @pytest.mark.parametrize(
@@ -101,14 +117,16 @@ def test_an_sslmode_that_needs_tls_is_refused(mode: str) -> None:
         ("postgresql://app:\udcff@db/orders", "not UTF-8"),
         ("postgresql://app:a%00b@db/orders", "zero byte"),
         ("postgresql://db/orders/2024", "/ in its database name"),
-        ("postgresql://db?sslmode=on", "sslmode that is not one of disable, allow, prefer"),
-        ("postgresql://db?sslmode", "sslmode that is not one of disable, allow, prefer"),
+        ("postgresql://db?sslmode=on", "as its sslmode that is not one of disable, allow, prefer"),
+        ("postgresql://db?sslmode", "as its sslmode that is not one of disable, allow, prefer"),
         (
             "postgresql://db?application_name=api",
             "the option application_name, which is not taken: it can't be set here",
         ),
         ("postgresql://db?connect_timeout=5", "use the setting server_connect_timeout"),
-        ("postgresql://db?channel_binding=require", "the option channel_binding, which is not taken: leave it out"),
+        ("postgresql://db?channel_binding=1", "something as its channel_binding that is not one of disable, prefer"),
+        ("postgresql://db?sslrootcert=system&sslmode=require", "sslrootcert=system, which takes sslmode=verify-full"),
+        ("postgresql://db?ssl_min_protocol_version=TLSv1.3", "use the setting server_tls_protocols"),
         ("postgresql://db?whatever", "not in the form name=value"),
     ],
 )

@@ -176,6 +176,34 @@ async def test_a_proof_for_another_certificate_is_of_no_use_to_who_stands_in_bet
     assert failures == ["channel binding does not match"]
 
 
+@pytest.mark.parametrize("asks", [AUTHENTICATION_OK, AUTHENTICATION_CLEARTEXT, authentication_sasl([MECHANISM])])
+async def test_where_channel_binding_is_required_nothing_else_will_do(asks: bytes, certificates: Certificates) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept_tls(tls_context(certificates.ec))
+        await peer.packet()
+        peer.say(asks)
+        assert await peer.some_bytes() == b""
+
+    async with scripted_upstream(script) as upstream:
+        tls = require_tls(certificates)
+        target = Target(upstream.host, upstream.port, "alice", "shop", Password("hush"), tls, "require")
+        with pytest.raises(LoginRefusedError, match="no channel binding, and it is required"):
+            await enter(target)
+
+
+async def test_channel_binding_may_be_left_alone(certificates: Certificates) -> None:
+    headers = []
+
+    async def script(peer: Peer) -> None:
+        await peer.accept_tls(tls_context(certificates.ec))
+        headers.append(await scram(peer, [MECHANISM_PLUS, MECHANISM], end_point=b""))
+
+    async with scripted_upstream(script) as upstream:
+        tls = require_tls(certificates)
+        await enter(Target(upstream.host, upstream.port, "alice", "shop", Password("hush"), tls, "disable"))
+    assert headers == [UNBOUND]
+
+
 @pytest.mark.parametrize(
     ("challenge", "why"),
     [
