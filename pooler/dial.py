@@ -5,7 +5,7 @@ A cold path, written as coroutines. What is said on the connection is connect's 
 
 import asyncio
 import ssl
-from typing import Final, final
+from typing import Final, cast, final
 
 from config.tls import SslMode
 from pooler.reasons import Reason
@@ -67,8 +67,7 @@ class Conversation(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BaseProtocol."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are not instances of it
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
