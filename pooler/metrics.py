@@ -111,6 +111,8 @@ class PoolerCollector(Collector):
             "cause",
             self._figures.handshakes.failed,
         )
+        yield _by_label("pgfunnel_auth_query_lookups", "Users looked up by auth_query", "outcome", tally.auth_query)
+        yield _by_label("pgfunnel_passthrough_logins", "Passwords passed through", "outcome", tally.passthrough)
         yield _by_label("pgfunnel_clients_ended", "Client connections ended", "reason", tally.clients_ended)
         yield _by_label(
             "pgfunnel_servers_ended", "Server connections ended, or not opened", "reason", tally.servers_ended

@@ -6,6 +6,7 @@ import gc
 import itertools
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from pathlib import Path
@@ -15,6 +16,8 @@ from config.errors import ConfigurationError
 from config.load import Loaded, reload_access
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.gate import Gate
+from pooler.access.lookup import lookup_for
+from pooler.access.passthrough import Passthrough
 from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients, ClientSession
@@ -70,6 +73,8 @@ class Pooler:
         self.log = log
         self.tally = Tally()
         self.clients: Clients = {}
+        self._logged_in: Counter[tuple[str, str]] = Counter()
+        """How many of them there are of a user at a database."""
         self.now: Callable[[], float] = time.monotonic
         self.accepting = False
         self.port = 0
@@ -114,12 +119,25 @@ class Pooler:
             self.library,
             self.ledger,
         )
+        self.vault.brought.needed = self._has_clients
+        self.lookup = lookup_for(settings, self.vault, server_tls, self.tally.auth_query, self.now, log)
+        self.passthrough = Passthrough(
+            self.pools,
+            self.vault.brought,
+            max_age=settings.passthrough_max_age,
+            cleartext=settings.passthrough_cleartext,
+            outcomes=self.tally.passthrough,
+            now=self.now,
+            log=log,
+        )
         self.gate = Gate(
             settings.auth_type,
             loaded.access,
             settings.scram_iterations,
             everybody=settings.upstream.user or "",
             learn=self._learn,
+            lookup=self.lookup,
+            elsewhere=self.passthrough,
         )
         self.throttle = Throttle(settings.login_failure_delay, strangers, self._linger, self.now)
         self._login_duties = LoginDuties(
@@ -350,6 +368,9 @@ class Pooler:
         self.throttle.close()
         self._janitor.stop()
         await self.canceller.close()
+        await self.passthrough.close()
+        if self.lookup is not None:
+            await self.lookup.close()
         await self.pools.close()
         # What has been written to clients still has to arrive.
         with contextlib.suppress(TimeoutError):
@@ -364,6 +385,9 @@ class Pooler:
     def _learn(self, candidate: Candidate, learnt: Learnt) -> None:
         startup = candidate.startup
         self.vault.learn(startup.user, startup.database, Password(learnt) if isinstance(learnt, str) else learnt)
+
+    def _has_clients(self, user: str, database: str) -> bool:
+        return (user, database) in self._logged_in
 
     def _linger(self, transport: asyncio.Transport) -> None:
         self.departures.linger(transport, self.now())
@@ -398,6 +422,7 @@ class Pooler:
 
     def _client_joined(self, session: ClientSession, login: ClientLogin) -> None:
         self.tally.logins += 1
+        self._logged_in[session.pool.user, session.pool.database] += 1
         if self.settings.log_connections:
             startup = login.startup
             self.log.info(
@@ -413,6 +438,10 @@ class Pooler:
 
     def _client_ended(self, session: ClientSession, ending: Ending) -> None:
         del self.clients[session.key]
+        pair = session.pool.user, session.pool.database
+        self._logged_in[pair] -= 1
+        if not self._logged_in[pair]:
+            del self._logged_in[pair]
         self.lobby.place_free()
         self._count_ending(ending)
         if ending.sqlstate and self.settings.log_pooler_errors:

@@ -182,8 +182,9 @@ def test_every_metric_is_described_and_there_is_no_other(experienced: Pgfunnel) 
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             exposed[sample.name] = (family.type, set(sample.labels))
-            if "state" in sample.labels:
-                states.add((sample.name, sample.labels["state"]))
+            for label in ("state", "outcome"):
+                if label in sample.labels:
+                    states.add((sample.name, sample.labels[label]))
 
     text = read("docs/metrics.md")
     told = {name: (kind, set(filter(None, labels.split(", ")))) for name, kind, labels, *_ in rows(text, "metric")}

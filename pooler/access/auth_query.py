@@ -46,6 +46,16 @@ class NoAnswerError(Exception):
         self.for_now = for_now
 
 
+class Way(NamedTuple):
+    """A kind of connection: with TLS or, None, without."""
+
+    context: ssl.SSLContext | None
+    direct: bool = False
+
+
+UNENCRYPTED: Final = Way(None)
+
+
 class Server(NamedTuple):
     """Where to ask, and as whom."""
 
@@ -55,9 +65,8 @@ class Server(NamedTuple):
     database: str
     password: Callable[[str | None], Awaitable[str]]
     """The password of the moment; another than the one given, which has just been refused, if there is another."""
-    tls: Callable[[], Sequence[ssl.SSLContext | None]] = lambda: (None,)
-    """By which kinds of connection to try, in this order; None is one without TLS."""
-    direct_tls: bool = False
+    ways: Callable[[], Sequence[Way]] = lambda: (UNENCRYPTED,)
+    """By which kinds of connection to try, in this order."""
 
 
 class AuthQuery:
@@ -124,19 +133,17 @@ class AuthQuery:
         return await self._connect_with(other, options)
 
     async def _connect_with(self, password: str, options: dict[str, object]) -> asyncpg.Connection:
-        *first, last = self._server.tls()
-        for context in first:
+        *first, last = self._server.ways()
+        for way in first:
             try:
-                return await self._connect_by(context, password, options)
+                return await self._connect_by(way, password, options)
             except asyncpg.InvalidPasswordError:
                 raise
             except (OSError, asyncpg.InvalidAuthorizationSpecificationError):
                 continue  # this kind of connection is not offered, or not to this user
         return await self._connect_by(last, password, options)
 
-    async def _connect_by(
-        self, context: ssl.SSLContext | None, password: str, options: dict[str, object]
-    ) -> asyncpg.Connection:
+    async def _connect_by(self, way: Way, password: str, options: dict[str, object]) -> asyncpg.Connection:
         """Connect with every option said, so that none comes from the environment."""
         server = self._server
         return await asyncpg.connect(
@@ -145,8 +152,8 @@ class AuthQuery:
             user=server.user,
             password=password,
             database=server.database,
-            ssl=context or False,
-            direct_tls=context is not None and server.direct_tls,
+            ssl=way.context or False,
+            direct_tls=way.direct,
             timeout=self._timeout or 0x7FFFFFFF,
             statement_cache_size=0,  # nothing is kept there that a change of the query's tables could spoil
             server_settings=_FIXED,

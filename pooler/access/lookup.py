@@ -5,14 +5,18 @@ a VALID UNTIL count at once; the old answer serves (up to auth_query_max_age) on
 """
 
 import asyncio
-import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from config.settings import Settings
-from pooler.access.auth_query import CONNECTIONS, AuthQuery, Found, NoAnswerError, Server
+from pooler.access.auth_query import CONNECTIONS, UNENCRYPTED, AuthQuery, Found, NoAnswerError, Server, Way
 from pooler.access.candidate import Candidate
+from pooler.credentials.credential import Password
+from pooler.credentials.source import SourceFailedError
+from pooler.credentials.vault import Vault
+from pooler.dial import ServerTls
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
 
@@ -74,7 +78,16 @@ class _Inquiry:
 class Lookup:
     """What is known of users by auth_query."""
 
-    def __init__(self, query: Query, auth_user: str, max_age: float, now: Callable[[], float], log: Log) -> None:
+    def __init__(
+        self,
+        query: Query,
+        auth_user: str,
+        max_age: float,
+        outcomes: Counter[str],
+        now: Callable[[], float],
+        log: Log,
+    ) -> None:
+        """`outcomes` counts how the clients' users were looked up; see Tally."""
         self._query = query
         self._auth_user = auth_user
         self._max_age = max_age
@@ -88,8 +101,7 @@ class Lookup:
         self._turns = asyncio.Semaphore(CONNECTIONS)
         self._failures = 0
         self._failing_since = 0.0
-        self.outcomes: Counter[str] = Counter({"remembered": 0, "found": 0, "unknown": 0, "outdated": 0, "failed": 0})
-        """How the clients' lookups went."""
+        self._outcomes = outcomes
 
     def find(self, candidate: Candidate, found: Taken) -> None:
         """Call `found` with the secret of the candidate's user, None if there is no such user: now or later.
@@ -103,10 +115,10 @@ class Lookup:
         if user == self._auth_user:
             found(None)  # its secret is what the query is asked with, and so is in the list, or is none at all
         elif known is not None and now < known.fresh_until:
-            self.outcomes["remembered"] += 1
+            self._outcomes["remembered"] += 1
             found(known.found.secret if now < known.expires else "")
         elif now < self._unknown.get(user, now):
-            self.outcomes["remembered"] += 1
+            self._outcomes["remembered"] += 1
             found(None)
         else:
             self._inquire(user, candidate, found)
@@ -192,7 +204,7 @@ class Lookup:
         clients, inquiry.clients = inquiry.clients, []
         for candidate, found in clients:
             if not candidate.ended:
-                self.outcomes[outcome] += 1
+                self._outcomes[outcome] += 1
                 found(secret)
 
     def _failed(self, failure: NoAnswerError) -> float:
@@ -210,7 +222,7 @@ class Lookup:
         clients, inquiry.clients = inquiry.clients, []
         for candidate, _ in clients:
             if not candidate.ended:
-                self.outcomes["failed"] += 1
+                self._outcomes["failed"] += 1
                 candidate.refuse(_UNANSWERED)
 
     # --- making do with what was known before
@@ -225,7 +237,7 @@ class Lookup:
     def _make_do_for(self, user: str, candidate: Candidate, found: Taken) -> bool:
         secret = self._old_secret(user)
         if secret:
-            self.outcomes["outdated"] += 1
+            self._outcomes["outdated"] += 1
             found(secret)
         return bool(secret)
 
@@ -244,33 +256,41 @@ class Lookup:
 
 def lookup_for(
     settings: Settings,
-    password: Callable[[str | None], Awaitable[str]],
-    tls: Callable[[], ssl.SSLContext | None],
+    vault: Vault,
+    tls: ServerTls | None,
+    outcomes: Counter[str],
     now: Callable[[], float],
     log: Log,
 ) -> Lookup | None:
-    """Return the Lookup that the settings describe, if they do. See Server for `password`; `tls` is server_context."""
+    """Return the Lookup that the settings describe, if they do."""
     upstream, auth_user = settings.upstream, settings.auth_user
     if not auth_user:
         return None
+    database = settings.auth_dbname or upstream.dbname or auth_user
 
-    def ways() -> Sequence[ssl.SSLContext | None]:
-        mode = "disable" if upstream.host.startswith("/") else settings.server_tls_sslmode
-        context = tls() if mode != "disable" else None
-        by_mode = {"disable": (None,), "allow": (None, context), "prefer": (context, None)}
-        return by_mode.get(mode, (context,))
+    async def password(refused: str | None) -> str:
+        try:
+            known = await vault.fetch(auth_user, database, Password(refused) if refused is not None else None)
+        except SourceFailedError as failure:
+            raise NoAnswerError(str(failure), for_now=True) from None
+        if known is None:
+            return ""
+        if not isinstance(known, Password):
+            raise NoAnswerError(f'the password of auth_user "{auth_user}" has to be known in clear, and is hashed')
+        return known.text
 
-    server = Server(
-        upstream.host,
-        upstream.port,
-        auth_user,
-        settings.auth_dbname or upstream.dbname or auth_user,
-        password,
-        ways,
-        direct_tls=settings.server_tls_sslnegotiation == "direct",
-    )
+    server = Server(upstream.host, upstream.port, auth_user, database, password, partial(_ways, upstream.host, tls))
     query = AuthQuery(settings.auth_query, server, settings.server_connect_timeout, settings.server_idle_timeout)
-    return Lookup(query, auth_user, settings.auth_query_max_age, now, log)
+    return Lookup(query, auth_user, settings.auth_query_max_age, outcomes, now, log)
+
+
+def _ways(host: str, tls: ServerTls | None) -> Sequence[Way]:
+    """Return by which kinds of connection to try, in this order."""
+    if tls is None or host.startswith("/"):
+        return (UNENCRYPTED,)
+    encrypted = Way(tls.identity.context, direct=tls.direct)
+    by_mode = {"allow": (UNENCRYPTED, encrypted), "prefer": (encrypted, UNENCRYPTED)}
+    return by_mode.get(tls.mode, (encrypted,))
 
 
 def _keep(memory: OrderedDict[str, T], key: str, value: T) -> None:

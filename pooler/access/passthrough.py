@@ -97,9 +97,11 @@ class Passthrough:
         *,
         max_age: float,
         cleartext: bool,
+        outcomes: Counter[str],
         now: Callable[[], float],
         log: Log,
     ) -> None:
+        """`outcomes` counts how the clients' passwords were judged; see Tally."""
         self._upstream = upstream
         self._brought = brought
         self._max_age = max_age
@@ -113,8 +115,7 @@ class Passthrough:
         self._turns = asyncio.Semaphore(MOST_PROOFS)
         self._timer: asyncio.TimerHandle | None = None
         self._failing = False
-        self.outcomes: Counter[str] = Counter({"remembered": 0, "proven": 0, "refused": 0})
-        """How the clients' passwords were judged."""
+        self._outcomes = outcomes
 
     def begin(self, judge: Judge, candidate: Candidate) -> None:
         """See gate.Elsewhere."""
@@ -127,7 +128,7 @@ class Passthrough:
         """Tell the judge whether Postgres takes this password, now or later."""
         user, database = candidate.startup.user, candidate.startup.database
         if self._remembers(user, database, text):
-            self.outcomes["remembered"] += 1
+            self._outcomes["remembered"] += 1
             judge.accept(candidate)
             return
         mark = self._mark(b"\0".join(name.encode("utf-8", "surrogateescape") for name in (user, database, text)))
@@ -183,13 +184,13 @@ class Passthrough:
         self._upstream.adopt(attempt.user, attempt.database, login)
         for judge, candidate in attempt.applicants:
             if not candidate.ended:
-                self.outcomes["proven"] += 1
+                self._outcomes["proven"] += 1
                 judge.accept(candidate)
 
     def _refuse(self, attempt: _Attempt, ending: Ending) -> None:
         for judge, candidate in attempt.applicants:
             if not candidate.ended:
-                self.outcomes["refused"] += 1
+                self._outcomes["refused"] += 1
                 judge.refuse(candidate, ending)
 
     def _forget_attempt(self, mark: bytes, attempt: _Attempt) -> None:

@@ -11,6 +11,7 @@ from pooler.access import lookup as module
 from pooler.access.auth_query import CONNECTIONS, Found, NoAnswerError
 from pooler.access.lookup import Lookup
 from pooler.log import make_log
+from pooler.tally import Tally
 from tests.pooler.access.applicant import Applicant
 
 ABSENT = NoAnswerError("connection refused", for_now=True)
@@ -45,7 +46,8 @@ class House:
         self.time = 1000.0
         self.printed = io.StringIO()
         log = make_log("text", "debug", self.printed)
-        self.lookup = Lookup(self.postgres, "asker", 60.0, lambda: self.time, log)
+        self.tally = Tally()
+        self.lookup = Lookup(self.postgres, "asker", 60.0, self.tally.auth_query, lambda: self.time, log)
 
     def asked_more_than(self, times: int) -> bool:
         return len(self.postgres.asked) > times
@@ -91,7 +93,7 @@ async def test_an_answer_is_good_for_a_second(house: House) -> None:
     assert (await house.find()).secrets == ["old"]
     house.time += 0.2
     assert (await house.find()).secrets == ["new"]
-    assert house.lookup.outcomes == {"found": 2, "remembered": 1, "unknown": 0, "outdated": 0, "failed": 0}
+    assert house.tally.auth_query == {"found": 2, "remembered": 1, "unknown": 0, "outdated": 0, "failed": 0}
 
 
 async def test_a_new_password_works_at_once_after_a_failed_login(house: House) -> None:
@@ -172,7 +174,7 @@ async def test_what_was_known_serves_while_postgres_is_away(house: House, monkey
         assert not visit.secrets
         assert not visit.ended
         visit.ended = True
-    assert house.lookup.outcomes["outdated"] == 2
+    assert house.tally.auth_query["outdated"] == 2
 
 
 async def test_a_wrong_password_while_postgres_is_away_locks_nobody_out(
@@ -193,7 +195,7 @@ async def test_a_query_that_cannot_work_is_told_at_once(house: House) -> None:
     assert (visit.ending.sqlstate, visit.ending.reason) == ("08006", "auth_query_failed")
     assert "permission" not in visit.ending.message
     assert "permission denied for table pg_authid" in house.printed.getvalue()
-    assert house.lookup.outcomes["failed"] == 1
+    assert house.tally.auth_query["failed"] == 1
 
 
 async def test_clients_who_leave_take_their_question_with_them(house: House) -> None:

@@ -16,6 +16,7 @@ from pooler.credentials.credential import Credential, Password
 from pooler.dial import ConnectFailedError
 from pooler.log import make_log
 from pooler.reasons import Ending, Reason
+from pooler.tally import Tally
 from protocol.messages import TERMINATE, ErrorFields
 from protocol.scram import AuthenticationFailedError, ScramKeys
 from tests.pooler.access.applicant import Applicant
@@ -71,6 +72,7 @@ class House:
         self.postgres = ScriptedPostgres()
         self.time = 1000.0
         self.brought = Brought(lambda: self.time)
+        self.tally = Tally()
         self.printed = io.StringIO()
         self.passthrough = self.new()
 
@@ -80,6 +82,7 @@ class House:
             self.brought,
             max_age=max_age,
             cleartext=cleartext,
+            outcomes=self.tally.passthrough,
             now=lambda: self.time,
             log=make_log("text", "debug", self.printed),
         )
@@ -120,7 +123,7 @@ async def test_postgres_is_asked_once_for_a_while(house: House) -> None:
     house.time += 2
     assert (await house.enter()).is_in
     assert house.postgres.asked == ["hush"] * 2
-    assert house.passthrough.outcomes == {"proven": 2, "remembered": 2, "refused": 0}
+    assert house.tally.passthrough == {"proven": 2, "remembered": 2, "refused": 0}
     assert len(house.postgres.adopted) == 2, "the connections are not wasted"
 
 
