@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from config.files import read_text
 
-_FIELD = r'"((?:[^"]|"")*)"'
+_FIELD = r'"((?:[^"]|"")*+)"'
 # Whatever follows the two fields is left alone, as PgBouncer does; but it must not touch the second field, where
 # it would mean a quote that was not doubled and a password cut short.
 _ENTRY = re.compile(rf"{_FIELD}[ \t]+{_FIELD}(?=[ \t\r]|$)")

@@ -117,7 +117,7 @@ def test_what_a_startup_message_asks_for(startup: dict[str, str], found: dict[st
     assert session_parameters(startup) == found
 
 
-@pytest.mark.parametrize("options", ["-c", "-c x", "--x", "-B 10", "x=1", "-c =1", "-f x"])
+@pytest.mark.parametrize("options", ["-c", "-c=", "-c x", "--x", "--=", "-B 10", "x=1", "-c =1", "-f x"])
 def test_options_that_are_no_settings_are_refused(options: str) -> None:
     with pytest.raises(InvalidOptionError) as caught:
         session_parameters({"options": options})

@@ -1,6 +1,9 @@
 """SCRAM-SHA-256 against the RFC's own example and an independent implementation, honest and tampered with."""
 
+import contextlib
+import hmac
 from base64 import b64decode, b64encode
+from hashlib import sha256
 
 import pytest
 from hypothesis import given, settings
@@ -107,12 +110,103 @@ def test_the_first_message_says_what_the_client_makes_of_the_channel_and_the_las
         "n,a=other,n=user,r=abc",
         "n,,m=ext,n=user,r=abc",
         "n,,n=user,r=a\x01b",
+        "n,,n=user,r=a\0",
+        "n,,n=us\0er,r=abc",
+        "n,,n=user,r=abc\0",
+        "n,,n=user,r=abc,x=y\0",
+        "p=tls-unique,,n=user,r=abc",
         "x,,n=user,r=abc",
     ],
 )
 def test_a_malformed_first_message_is_refused(first: str) -> None:
     with pytest.raises(AuthenticationFailedError):
         ScramServer(SECRET, zeros).first(first.encode())
+
+
+def proof_of(first_bare: bytes, server_first: bytes, without_proof: bytes) -> bytes:
+    """The whole client-final-message of a client that knows the password, whatever it says besides."""
+    keys = ScramKeys.of_password("pencil", SALT, 4096)
+    auth_message = b",".join((first_bare, server_first, without_proof))
+    signature = hmac.digest(sha256(keys.client_key).digest(), auth_message, "sha256")
+    proof = bytes(one ^ other for one, other in zip(keys.client_key, signature, strict=True))
+    return without_proof + b",p=" + b64encode(proof)
+
+
+@pytest.mark.parametrize(
+    ("without_proof", "is_right"),
+    [
+        (f"c=biws,r={NONCE}", True),
+        (f"c=biws,r={NONCE},ext=ignored", True),
+        ("c=biws", False),
+        ("c=biws,", False),
+        ("c=biws,r=", False),
+        ("c=biws,r=rOprNGfwEbeRWgbNEkqO", False),
+        (f"c=biws,r={NONCE}x", False),
+        (f"c=biws,r={NONCE[:-1]}", False),
+        (f"r={NONCE},c=biws", False),
+        (f"r={NONCE}", False),
+        (f"c=eSws,r={NONCE}", False),  # y,,
+        (f"c=,r={NONCE}", False),
+        (f"c=biws=,r={NONCE}", False),
+        (f"c=biwsYWJj,r={NONCE}", False),  # n,,abc
+        (f"c=cD10bHMtc2VydmVyLWVuZC1wb2ludCwsaGFzaA==,r={NONCE}", False),
+    ],
+)
+def test_who_knows_the_password_still_has_to_give_nonce_and_channel_back(without_proof: str, is_right: bool) -> None:
+    server = server_of_the_rfc()
+    server_first = server.first(CLIENT_FIRST.encode())
+    final = proof_of(CLIENT_FIRST[3:].encode(), server_first, without_proof.encode())
+    if is_right:
+        server.final(final)
+        assert server.keys == ScramKeys.of_password("pencil", SALT, 4096)
+    else:
+        with pytest.raises(AuthenticationFailedError):
+            server.final(final)
+
+
+@pytest.mark.parametrize("proof", [b"", b"p=", b"p=AAAA", b"p=" + b"A" * 44, b"p=%%%%", b"p=" + b"\0" * 44, b"x=AAAA"])
+def test_a_final_message_without_a_proof_is_refused(proof: bytes) -> None:
+    server = server_of_the_rfc()
+    server.first(CLIENT_FIRST.encode())
+    with pytest.raises(AuthenticationFailedError):
+        server.final(f"c=biws,r={NONCE},".encode() + proof)
+
+
+BINDING = b"hash of a certificate"
+
+
+@pytest.mark.parametrize(
+    ("header", "plus", "binding", "is_right"),
+    [
+        (END_POINT, True, BINDING, True),
+        (END_POINT, True, b"hash of another", False),
+        (END_POINT, True, b"", False),
+        (END_POINT, False, BINDING, False),
+        (UNBOUND, False, b"", True),  # a client that can't
+        (UNBOUND, True, b"", False),
+        (UNBOUND, False, BINDING, False),
+        (UNOFFERED, False, b"", False),  # somebody has taken our offer away
+        (UNOFFERED, True, b"", False),
+        (b"p=tls-unique,,", True, BINDING, False),
+    ],
+)
+def test_a_proof_is_bound_to_the_channel(header: bytes, plus: bool, binding: bytes, is_right: bool) -> None:
+    server = ScramServer(SECRET, zeros, BINDING)
+    client = ScramClient(zeros, header)
+    try:
+        client.challenge(server.first(client.first(), plus=plus))
+        client.verify(server.final(client.final(ScramKeys.of_password("pencil", SALT, 4096), binding)))
+    except AuthenticationFailedError:
+        assert not is_right
+    else:
+        assert is_right
+
+
+@pytest.mark.parametrize(("header", "is_right"), [(UNBOUND, True), (UNOFFERED, True), (END_POINT, False)])
+def test_without_a_channel_to_bind_none_is_bound(header: bytes, is_right: bool) -> None:
+    server = ScramServer(SECRET, zeros)
+    with contextlib.nullcontext() if is_right else pytest.raises(AuthenticationFailedError):
+        server.first(ScramClient(zeros, header).first())
 
 
 # The last letter of the proof has two bits that mean nothing in base64.
@@ -127,14 +221,16 @@ def test_one_changed_byte_of_the_clients_proof_is_refused(at: int, by: int) -> N
         server.final(bytes(tampered))
 
 
-@given(st.binary(max_size=100))
+@given(st.binary(max_size=100) | st.text(",=rncpyabc\0\x7f", max_size=40).map(str.encode))
+@settings(deadline=None)
 def test_random_bytes_are_no_proof(data: bytes) -> None:
-    server = server_of_the_rfc()
-    with pytest.raises(AuthenticationFailedError):
+    with contextlib.suppress(AuthenticationFailedError):
         ScramServer(SECRET, zeros).first(data)
+    server = server_of_the_rfc()
     server.first(CLIENT_FIRST.encode())
-    with pytest.raises(AuthenticationFailedError):
-        server.final(data)
+    for final in (data, f"c=biws,r={NONCE},p=".encode() + data):
+        with pytest.raises(AuthenticationFailedError):
+            server.final(final)
 
 
 @pytest.mark.parametrize(
