@@ -98,8 +98,9 @@ class Records:
         """Yield the records of one file, with the words of others (@file) in place."""
         self._files += 1
         if depth > _DEEPEST or self._files > _MOST_FILES:
-            if self._files <= _MOST_FILES + 1:
-                self.mistakes.append(f"{str(path)!r} is included too deeply, too often or in a circle")
+            endless = f"{str(path)!r} is included too deeply, too often or in a circle"
+            if endless not in self.mistakes:
+                self.mistakes.append(endless)
             return
         try:
             text = read_text(path)
