@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from typing import Protocol
 
+from pooler.credentials.credential import Md5Hash
 from pooler.reasons import Ending
 from protocol.scram import ScramKeys
 from protocol.startup import Startup
@@ -71,8 +72,8 @@ class Candidate(Protocol):
         """Send it away; after a login that has failed, not before a while has passed."""
 
 
-Learnt = str | ScramKeys
-"""What a proof has brought to light that serves to log in elsewhere: the password itself, or the SCRAM keys."""
+Learnt = str | Md5Hash | ScramKeys
+"""What a proof shows to be good for logging in elsewhere; text is the password itself. It need not be news."""
 
 
 class Judge(Protocol):

@@ -10,6 +10,7 @@ from typing import Final
 
 from pooler.access.candidate import Candidate, Judge, Learnt
 from pooler.access.secrets import Secrets
+from pooler.credentials.credential import Md5Hash
 from protocol.messages import (
     AUTHENTICATION_CLEARTEXT,
     authentication_md5,
@@ -79,7 +80,7 @@ class PlainProof:
         if not matches:
             self._judge.reject(self._candidate, _WRONG if secret else _UNKNOWN)
         else:
-            self._judge.accept(self._candidate, learnt=None if given == secret else given)
+            self._judge.accept(self._candidate, learnt=given)
 
 
 def password_in(payload: bytes) -> str:
@@ -116,7 +117,7 @@ class Md5Proof:
         matches = hmac.compare_digest(payload, md5_response(hashed, self._salt) + b"\0")
         if not matches or not self._secret:
             raise AuthenticationFailedError(_WRONG if self._secret else _UNKNOWN)
-        self._judge.accept(self._candidate)
+        self._judge.accept(self._candidate, learnt=Md5Hash(hashed))
 
 
 class ScramProof:
@@ -147,9 +148,7 @@ class ScramProof:
         final = self._server.final(payload)
         if not self._secret or is_md5_secret(self._secret):
             raise AuthenticationFailedError("no such user, or one without a password for SCRAM")
-        learnt: Learnt | None = None
-        if is_scram_secret(self._secret):
-            learnt = self._server.keys  # all that a login elsewhere takes; from a password they would be no news
+        learnt: Learnt = self._server.keys if is_scram_secret(self._secret) else self._secret
         self._judge.accept(self._candidate, authentication_sasl_final(final), learnt)
         return None
 

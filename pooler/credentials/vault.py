@@ -48,7 +48,8 @@ class Vault:
 
     def learn(self, user: str, database: str, credential: Credential, until: float = inf) -> None:
         """Keep what a client has brought and proven, beside what others have, until a time of `now`."""
-        self.brought.keep(user, database, credential, until)
+        if self._listed.get(user) != credential:
+            self.brought.keep(user, database, credential, until)
 
     def forget(self, user: str, database: str) -> None:
         """Keep no longer what clients have brought."""

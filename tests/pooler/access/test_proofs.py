@@ -4,6 +4,7 @@ import pytest
 
 from config.authentication import AuthType
 from pooler.access.candidate import Learnt
+from pooler.credentials.credential import Md5Hash
 from pooler.reasons import Reason
 from protocol.scram import ScramKeys, ScramSecret, md5_secret
 from tests.pooler.access.applicant import Applicant, gate, scram_secret
@@ -11,6 +12,7 @@ from tests.support.wire import sasl_initial_response
 
 PASSWORD = "hush hush"
 STORED = scram_secret(PASSWORD)
+MD5_SECRET = md5_secret("alice", PASSWORD)
 CLIENT_FIRST = sasl_initial_response("SCRAM-SHA-256", b"n,,n=,r=abc")[5:]
 
 
@@ -131,3 +133,21 @@ def test_a_wrong_proof_teaches_nothing() -> None:
     assert not Applicant("alice").try_to_get_in(doorway, "wrong")
     assert not Applicant("bob").try_to_get_in(doorway, PASSWORD)
     assert not learnt
+
+
+@pytest.mark.parametrize(
+    ("auth_type", "secret", "brings"),
+    [
+        ("plain", PASSWORD, PASSWORD),
+        ("plain", STORED, PASSWORD),
+        ("md5", MD5_SECRET, Md5Hash(MD5_SECRET)),
+        ("md5", PASSWORD, Md5Hash(MD5_SECRET)),
+        ("scram-sha-256", PASSWORD, PASSWORD),
+    ],
+)
+async def test_a_login_shows_what_is_good_for_one_elsewhere(auth_type: AuthType, secret: str, brings: Learnt) -> None:
+    learnt: list[Learnt] = []
+    applicant = Applicant()
+    applicant.try_to_get_in(gate(auth_type, lambda _, what: learnt.append(what), alice=secret), PASSWORD)
+    assert await applicant.verdict()
+    assert learnt == [brings]

@@ -1,6 +1,7 @@
 """What clients have brought: the newest goes first, and what Postgres has refused goes."""
 
 import pytest
+from pydantic import SecretStr
 
 from pooler.credentials.brought import MOST_EACH, MOST_PAIRS, Brought
 from pooler.credentials.credential import Password
@@ -74,3 +75,9 @@ def test_endless_tokens_do_not_fill_the_memory(brought: Brought) -> None:
 def test_it_shows_nothing_of_them(brought: Brought) -> None:
     brought.keep("alice", "shop", OLD)
     assert "token" not in repr(brought) + repr(brought._kept)
+
+
+async def test_what_is_listed_is_no_news(clock: Clock) -> None:
+    vault = Vault({"alice": SecretStr("old token")}, now=clock)
+    vault.learn("alice", "shop", OLD)
+    assert vault.brought.of("alice", "shop") == []
