@@ -253,7 +253,7 @@ class _Care:
             return size
         if name:  # passed on under its name
             if not self._library.is_plain(statement.verdict):
-                self._watch.note(statement.verdict, statement.text)
+                self._watch.note(statement.verdict, statement.text, runs=False)
         else:
             self._exchange.change_unnamed(self._client, statement)
         self._book(request, done)
@@ -362,6 +362,7 @@ class _Care:
         return copy
 
     def _bind(self, data: bytes, length: int, done: list[bytes]) -> int:  # noqa: PLR0911 - it may be cut, or not go out
+        exchange = self._exchange
         portal_end = data.find(0, 5)
         end = data.find(0, portal_end + 1) if portal_end > 0 else -1
         whole = length < len(data)
@@ -385,22 +386,18 @@ class _Care:
             if self._watch.deallocates(statement.verdict):
                 name = self._bind_nothing(statement.verdict.deallocates, done)
             else:
-                self._about_to_run(statement, data, end)
+                self._watch.follow(statement.text)
+                self._watch.note_bound(statement, data, length + 1, data[5:portal_end], end)
+                if statement.verdict.drops_statements:
+                    exchange.edit(Op.DROP, b"", *self._give_up_all(exchange.edits))
         rest = data[end : length + 1]
         size = length + len(name) - (end - portal_end - 1)
-        self._exchange.book_extended()
+        exchange.book_extended()
         done.append(b"B" + _int32.pack(size) + data[5 : portal_end + 1] + name + rest)
         if not whole:
-            self._exchange.requests_rest = length + 1 - len(data)
+            exchange.requests_rest = length + 1 - len(data)
             return len(data)
         return length + 1
-
-    def _about_to_run(self, statement: Statement, bind: bytes, names_end: int) -> None:
-        """Note what a statement that is bound, and not plain, may do."""
-        self._watch.follow(statement.text)
-        self._watch.note_bound(statement, bind, names_end)
-        if statement.verdict.drops_statements:
-            self._exchange.edit(Op.DROP, b"", *self._give_up_all(self._exchange.edits))
 
     def _bind_nothing(self, name: bytes, done: list[bytes]) -> bytes:
         """Return the name of a statement without a text, to be bound in place of one that deallocates `name`."""

@@ -1,4 +1,4 @@
-"""The names of settings that a Bind gives to a set_config() as parameters."""
+"""What a Bind tells of what is about to run: the names of settings among its values, and whether an Execute follows."""
 
 import re
 import struct
@@ -7,6 +7,8 @@ from typing import Final
 
 _int16 = Struct("!H").unpack_from
 _int32 = Struct("!I").unpack_from
+
+_write_int32 = Struct("!I").pack
 
 _NULL: Final = 0xFFFFFFFF
 _CALL: Final = re.compile(rb'\bset_config"?\s*\(\s*(?:\$(\d+)\s*(?:::\s*(?:text|varchar)\s*)?,)?', re.IGNORECASE)
@@ -22,6 +24,15 @@ def names_bound(text: bytes, bind: bytes, at: int) -> tuple[str, ...] | None:
     if not numbers or not values or not 0 < min(numbers) <= max(numbers) <= len(values):
         return None
     return tuple(values[number - 1].decode("utf-8", "surrogateescape") for number in numbers)
+
+
+def runs_next(data: bytes, at: int, portal: bytes) -> bool:
+    """Tell whether there is an Execute of `portal` at `data[at:]`, maybe behind its Describe."""
+    named = portal + b"\0"
+    describe = b"D" + _write_int32(len(named) + 5) + b"P" + named
+    if data.startswith(describe, at):
+        at += len(describe)
+    return data.startswith(b"E" + _write_int32(len(named) + 8) + named, at)
 
 
 def _values(bind: bytes, at: int) -> list[bytes]:
