@@ -40,10 +40,11 @@ _int32 = Struct("!I")
 
 _PARSE_COMPLETE: Final = message(b"1", b"")
 _DEALLOCATED: Final = message(b"C", b"DEALLOCATE\0")
-_NOTHING: Final = query("")
 _ALL: Final = b"\0"
 """Stands for all names of a client's, and is none."""
 _NO_TEXT: Final = b"\0\0\0"
+_STAND_IN: Final = "UNLISTEN pgfunnel_nothing"
+"""Sent in place of what the pooler carries out: it does nothing, but is refused where Postgres would refuse that."""
 _REFUSED: Final = "pgfunnel has refused a statement"
 """Sent in place of what is refused: no SQL, so that Postgres does all that an error brings with it."""
 _AT_LOGIN: Final = State.SETTING | State.IDENTITY
@@ -198,8 +199,10 @@ class _Care:
     def _replaced(self, verdict: Verdict, text: bytes, done: list[bytes]) -> bool:
         """Send a Query that is not plain, or something in its place; False if it is to go out as all do."""
         if self._watch.deallocates(verdict):
-            self._exchange.owe_edited_query(Edit(Op.EMPTY, _DEALLOCATED, *self._give_up(verdict.deallocates, object())))
-            done.append(_NOTHING)
+            self._exchange.owe_edited_query(
+                Edit(Op.STAND_IN, _DEALLOCATED, *self._give_up(verdict.deallocates, object()))
+            )
+            done.append(query(_STAND_IN))
             return True
         refusal = self._watch.refusal(verdict, text) or self._watch.too_many(verdict, text)
         if refusal is not None:
@@ -400,12 +403,12 @@ class _Care:
         return length + 1
 
     def _bind_nothing(self, name: bytes, done: list[bytes]) -> bytes:
-        """Return the name of a statement without a text, to be bound in place of one that deallocates `name`."""
+        """Return the name of a statement that does nothing, to be bound in place of one that deallocates `name`."""
         exchange = self._exchange
         exchange.unnamed = UNSURE
         exchange.edit(Op.SWALLOW)
-        self._book(UNSURE.parse(b""), done)
-        exchange.edit(Op.EMPTY, _DEALLOCATED, *self._give_up(name, exchange.edits))
+        self._book(message(b"P", b"\0" + _STAND_IN.encode() + _NO_TEXT), done)
+        exchange.edit(Op.STAND_IN, _DEALLOCATED, *self._give_up(name, exchange.edits))
         return b""
 
     def _describe(self, request: bytes, done: list[bytes]) -> int:

@@ -40,11 +40,10 @@ _CLOSING: Final = frozenset(
         PORTAL_SUSPENDED,
     )
 )
-_NEEDED_WHOLE: Final = frozenset(
-    (COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY, EMPTY_QUERY_RESPONSE, PARAMETER_STATUS)
-)
+_NEEDED_WHOLE: Final = frozenset((COMMAND_COMPLETE, ERROR_RESPONSE, READY_FOR_QUERY, PARAMETER_STATUS))
 _READY: Final = READY_FOR_QUERY.to_bytes()
 _READY_SIZE: Final = 6
+_UNLISTENED: Final = message(b"C", b"UNLISTEN\0")
 _DROPPED: Final = (b"DISCARD ALL\0", b"DEALLOCATE ALL\0")
 
 
@@ -115,8 +114,8 @@ def _altered(exchange: Exchange, kind: int, reply: bytes) -> bytes:
             if op is Op.NAME and edit.at == answered:
                 name, _, own = edit.reply.partition(b"\0")
                 return message(b"E", reply[5:].replace(name, own))
-        elif op is Op.EMPTY:
-            if kind == EMPTY_QUERY_RESPONSE and edit.at < answered:
+        elif op is Op.STAND_IN:
+            if edit.at < answered and reply == _UNLISTENED:
                 exchange.done(edit)
                 return edit.reply
         elif op is Op.DROP:

@@ -21,7 +21,7 @@ class Op(Enum):
     SWALLOW = auto()  # the reply is not passed on: the request was the pooler's own
     INSERT = auto()  # a reply to a request that was not sent, passed on before the reply of the request that follows
     ERROR = auto()  # the error that answers the request is replaced: the pooler has refused it
-    EMPTY = auto()  # the next EmptyQueryResponse is replaced: the statement was one that the pooler has carried out
+    STAND_IN = auto()  # the tag of the UNLISTEN that was sent instead is replaced: the pooler carries out the statement
     LAST = auto()  # nothing; but when all is answered, whatever the answers, it is undone
     DROP = auto()  # nothing; but unless the server says that it has dropped its statements, that is undone
 

@@ -467,13 +467,15 @@ def test_a_violation_behind_a_bind_cuts_nothing_in_two() -> None:
 # --- DEALLOCATE
 
 DEALLOCATED = message("C", b"DEALLOCATE\0")
+STAND_IN = "UNLISTEN pgfunnel_nothing"
+STOOD_IN = message("C", b"UNLISTEN\0")
 
 
 def test_deallocate_of_a_named_statement_is_answered_as_postgres_would() -> None:
     _, [server], [client] = party()
     prepare(client, server, "a")
-    asked, told = exchange(client, server, query("DEALLOCATE a"), message("I") + READY)
-    assert (asked, told) == (query(""), DEALLOCATED + READY)
+    asked, told = exchange(client, server, query("DEALLOCATE a"), STOOD_IN + READY)
+    assert (asked, told) == (query(STAND_IN), DEALLOCATED + READY)
     assert not client.statements
 
 
@@ -482,8 +484,8 @@ def test_deallocate_may_be_bound(name: str) -> None:
     _, [server], [client] = party()
     prepare(client, server, "a")
     prepare(client, server, name, "deallocate a")
-    asked, told = exchange(client, server, named(name), PARSED + BOUND + message("I") + READY)
-    assert (asked, told) == (parse("") + named(""), BOUND + DEALLOCATED + READY)
+    asked, told = exchange(client, server, named(name), PARSED + BOUND + STOOD_IN + READY)
+    assert (asked, told) == (parse(STAND_IN) + named(""), BOUND + DEALLOCATED + READY)
     assert b"a" not in (client.statements or {})
 
 
@@ -496,13 +498,22 @@ def test_deallocate_that_is_never_executed_deallocates_nothing() -> None:
     assert client.statements[b"a"].users == 1
 
 
-def test_an_empty_statement_ahead_of_a_deallocate_is_still_empty() -> None:
+def test_an_unlisten_ahead_of_a_deallocate_is_still_told_of() -> None:
     _, [server], [client] = party()
     prepare(client, server, "a")
-    requests = parse("") + bind() + execute() + parse("deallocate a") + bind() + execute() + sync()
-    empty = PARSED + BOUND + message("I")
-    _, told = exchange(client, server, requests, empty + PARSED + PARSED + BOUND + message("I") + READY)
-    assert told == empty + PARSED + BOUND + DEALLOCATED + READY
+    requests = parse("unlisten x") + bind() + execute() + parse("deallocate a") + bind() + execute() + sync()
+    unlistened = PARSED + BOUND + STOOD_IN
+    _, told = exchange(client, server, requests, unlistened + PARSED + PARSED + BOUND + STOOD_IN + READY)
+    assert told == unlistened + PARSED + BOUND + DEALLOCATED + READY
+
+
+def test_deallocate_that_is_sent_ahead_into_a_failed_transaction_deallocates_nothing() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    failed = message("Z", b"E")
+    _, told = exchange(client, server, query("begin; bad") + query("deallocate a"), (ERROR + failed) * 2)
+    assert told == (ERROR + failed) * 2
+    assert b"a" in (client.statements or {})
 
 
 def test_deallocate_of_what_sql_has_prepared_goes_to_postgres() -> None:

@@ -15,6 +15,8 @@ from tests.protocol.test_statements import check_books
 
 MAX_PREPARED = 2
 NAMES = (b"", b"a", b"b", b"c")
+LEFT = b"left"
+"""A name whose statements deallocate nothing, so that one may be bound and left at that (docs, "Known limits")."""
 PLAIN = ("select 1", "select 2", "select 3", "select fail", "bad", "")
 STATEFUL = (
     "set app.x to 'one'",
@@ -69,12 +71,16 @@ FLUSH = message("H")
 
 names = st.sampled_from(NAMES)
 texts = st.one_of(st.sampled_from(PLAIN), st.sampled_from(STATEFUL))
+harmless = texts.filter(lambda text: not text.startswith(("deallocate", "discard")))
 steps = st.one_of(
     st.builds(parse, names, texts),
     st.builds(lambda name: bind(name) + EXECUTE, names),
     st.builds(lambda name: bind(name) + DESCRIBE_PORTAL + EXECUTE, names),
     st.builds(lambda name, text: parse(name, text) + bind(name) + EXECUTE, names, texts),
-    st.builds(bind, names),
+    st.builds(parse, st.just(LEFT), harmless),
+    st.builds(lambda text: parse(b"", text) + bind(b""), harmless),
+    st.just(bind(LEFT)),
+    st.just(bind(LEFT) + EXECUTE),
     st.builds(describe, names),
     st.builds(close, names),
     st.just(FLUSH),
@@ -155,3 +161,13 @@ def test_nor_does_it_matter_how_much_it_sends_ahead(script: list[tuple[int, byte
     for back in play.backs:
         check_server(back)
     check_library(play)
+
+
+def test_a_set_that_is_bound_and_never_executed_teaches_nothing() -> None:
+    play = Playhouse(random.Random(0), clients=2, size=1, max_prepared=MAX_PREPARED)
+    bound = parse(b"", "set app.x to 'one'") + bind(b"")
+    for requests in (bound + SYNC, bound + EXECUTE + SYNC, query("reset app.x"), bound + SYNC):
+        for turn, asked in ((0, requests), (1, query("select 1")), (0, query("select 1"))):
+            play.fronts[turn].ask(asked)
+            play.settle()
+            check_client(play.fronts[turn], asked)

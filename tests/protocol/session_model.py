@@ -283,8 +283,9 @@ class SessionModel:
         self.held = replace(self.held, listening=self.held.listening | {channel})
         return "LISTEN"
 
-    def _unlisten(self) -> str:
-        self.held = replace(self.held, listening=frozenset())
+    def _unlisten(self, channel: str = "") -> str:
+        listening = self.held.listening - {channel} if channel else frozenset()
+        self.held = replace(self.held, listening=listening)
         return "UNLISTEN"
 
     def _create(self, name: str) -> str:
@@ -348,6 +349,7 @@ _STATEMENTS: Final[list[tuple[re.Pattern[bytes], Callable[..., str]]]] = [
         (rb"listen (\w+)", SessionModel._listen),
         (rb"do 'listen (\w+)'", SessionModel._listen),
         (rb"unlisten \*", SessionModel._unlisten),
+        (rb"unlisten (\w+)", SessionModel._unlisten),
         (rb"create temp table (\w+)\(\)", SessionModel._create),
         (rb"drop table (\w+)", SessionModel._drop),
         (rb"declare (\w+) cursor with hold for select 1", SessionModel._declare),

@@ -21,7 +21,7 @@ PARSED, BOUND, CLOSED = message("1"), message("2"), message("3")
 ROW_TYPE = message("T", b"\0\1" + b"x" * 20)
 ROW = message("D", b"\0\1\0\0\0\5hello")
 DONE = message("C", b"SELECT 1\0")
-EMPTY = message("I")
+STOOD_IN = message("C", b"UNLISTEN\0")
 ERROR = message("E", b"C22012\0\0")
 NOTICE = message("N", b"SNOTICE\0\0")
 NOTIFICATION = message("A", b"\0\0\0\1jobs\0\0")
@@ -84,19 +84,19 @@ def refused_query_behind_an_unclosed_run(exchange: Exchange) -> None:
 
 
 def deallocated(exchange: Exchange) -> None:
-    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
+    exchange.owe_edited_query(Edit(Op.STAND_IN, INSTEAD))
 
 
 def deallocated_behind_an_unclosed_run(exchange: Exchange) -> None:
     exchange.edit(Op.SWALLOW)
     send(exchange, "PBE")
     exchange.edit(Op.INSERT, INSTEAD)
-    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
+    exchange.owe_edited_query(Edit(Op.STAND_IN, INSTEAD))
 
 
 def deallocated_by_a_bound_statement(exchange: Exchange) -> None:
     send(exchange, "P")
-    exchange.edit(Op.EMPTY, INSTEAD)
+    exchange.edit(Op.STAND_IN, INSTEAD)
     send(exchange, "BES")
 
 
@@ -139,10 +139,11 @@ APPLIED = DONE + NOTICE + ROW_TYPE + ROW + DONE + REPORT + NOTIFICATION + READY
         (refused_query, ERROR + READY, INSTEAD + READY),
         (refused_query_behind_an_unclosed_run, PARSED + BOUND + DONE + ERROR + READY,
          PARSED + BOUND + DONE + INSTEAD + READY),
-        (deallocated, EMPTY + READY, INSTEAD + READY),
-        (deallocated, NOTICE + EMPTY + NOTICE + READY, NOTICE + INSTEAD + NOTICE + READY),
-        (deallocated_behind_an_unclosed_run, PARSED + BOUND + DONE + EMPTY + READY, BOUND + DONE + INSTEAD * 2 + READY),
-        (deallocated_by_a_bound_statement, PARSED + BOUND + EMPTY + READY, PARSED + BOUND + INSTEAD + READY),
+        (deallocated, STOOD_IN + READY, INSTEAD + READY),
+        (deallocated, NOTICE + STOOD_IN + NOTICE + READY, NOTICE + INSTEAD + NOTICE + READY),
+        (deallocated_behind_an_unclosed_run, PARSED + BOUND + DONE + STOOD_IN + READY,
+         BOUND + DONE + INSTEAD * 2 + READY),
+        (deallocated_by_a_bound_statement, PARSED + BOUND + STOOD_IN + READY, PARSED + BOUND + INSTEAD + READY),
         (dressed, APPLIED + RAN, NOTIFICATION + RAN),
         (dressed_ahead_of_what_was_parsed_already, APPLIED, NOTIFICATION + INSTEAD),
         (behind_another_run, PARSED + BOUND + DONE + READY + PARSED + BOUND + DONE + READY,
@@ -209,7 +210,7 @@ def test_a_query_that_is_skipped_does_not_deallocate() -> None:
     exchange = Exchange()
     found = Log()
     send(exchange, "P")
-    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD, lambda: found.append("undone")))
+    exchange.owe_edited_query(Edit(Op.STAND_IN, INSTEAD, lambda: found.append("undone")))
     send(exchange, "S")
     assert alter_replies(exchange, ERROR + READY) == (ERROR + READY, True)
     assert found == ["undone"]
@@ -263,10 +264,10 @@ def test_settings_that_were_not_applied_are_told_of_in_whole() -> None:
         assert told == (ERROR + READY, ERROR[5:])
 
 
-@pytest.mark.parametrize("kind", "EZIS")
+@pytest.mark.parametrize("kind", "EZCS")
 def test_a_reply_too_long_to_be_looked_at_is_a_violation(kind: str) -> None:
     exchange = Exchange()
-    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
+    exchange.owe_edited_query(Edit(Op.STAND_IN, INSTEAD))
     with pytest.raises(ServerViolation):
         alter_replies(exchange, message(kind, b"x" * (MAX_HELD + 1))[:100])
 
@@ -290,7 +291,7 @@ def test_a_row_for_the_client_may_be_of_any_length() -> None:
 def test_a_copy_ahead_of_edited_requests_is_a_violation() -> None:
     exchange = Exchange()
     send(exchange, "Q")
-    exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
+    exchange.owe_edited_query(Edit(Op.STAND_IN, INSTEAD))
     with pytest.raises(ServerViolation):
         alter_replies(exchange, message("G", b"\0\0\0"))
 
@@ -322,8 +323,8 @@ def converse(exchange: Exchange, rng: random.Random) -> bytes:
             send(exchange, "S")
             replies += READY
         elif rng.randrange(2):
-            exchange.owe_edited_query(Edit(Op.EMPTY, INSTEAD))
-            replies += b"" if failed else EMPTY + READY
+            exchange.owe_edited_query(Edit(Op.STAND_IN, INSTEAD))
+            replies += b"" if failed else STOOD_IN + READY
             send(exchange, "S")
             replies += READY
         else:
