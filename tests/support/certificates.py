@@ -90,6 +90,7 @@ class Certificates:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._clients: dict[str, Pair] = {}
+        self._strangers: dict[str, Pair] = {}
 
     @cached_property
     def authority(self) -> Authority:
@@ -151,6 +152,12 @@ class Certificates:
         if user not in self._clients:
             self._clients[user] = self.authority.client(user, file=f"client-{len(self._clients)}")
         return self._clients[user]
+
+    def stranger(self, user: str) -> Pair:
+        """Return a certificate for a database user from the other authority."""
+        if user not in self._strangers:
+            self._strangers[user] = self.other_authority.client(user, file=f"client-{len(self._strangers)}")
+        return self._strangers[user]
 
 
 def ec_key() -> ec.EllipticCurvePrivateKey:

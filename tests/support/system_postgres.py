@@ -31,7 +31,8 @@ def hba(tls: str = "host") -> tuple[str, ...]:
         f"{tls} all plain all password",
         "hostssl all cert all cert",
         "host all cert all reject",
-        f"{tls} all all all trust",
+        f"{tls} all trust,postgres all trust",
+        f"{tls} all all all scram-sha-256",
     )
 
 

@@ -70,6 +70,8 @@ class Driver(AbstractContextManager["Driver"]):
 
     name: ClassVar[str]
     sslmodes: ClassVar[Sequence[str]] = SSLMODES
+    certificate_modes: ClassVar[Sequence[str]] = SSLMODES
+    """Those in which it can show a certificate of its own."""
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -189,6 +191,7 @@ class Asyncpg(Driver):
 class Pg8000(Driver):
     name = "pg8000"
     sslmodes = ("disable", "prefer", "require", "verify-full")
+    certificate_modes = ("require", "verify-full")
 
     def attempt(self, attempts: Sequence[Attempt]) -> list[Seen]:
         return [self._one(attempt) for attempt in attempts]
