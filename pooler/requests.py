@@ -256,7 +256,7 @@ class _Care:
             return size
         if name:  # passed on under its name
             if not self._library.is_plain(statement.verdict):
-                self._watch.note(statement.verdict, statement.text, runs=False)
+                self._watch.note(statement.verdict, statement.text, alone=False)
         else:
             self._exchange.change_unnamed(self._client, statement)
         self._book(request, done)

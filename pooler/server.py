@@ -398,7 +398,8 @@ class ServerSession(asyncio.Protocol):
         """After the transaction, have Postgres asked what a statement has left in the session."""
         exchange = self.exchange
         alone = None
-        if whole and exchange.status == IDLE and (not exchange.owed or (exchange.hidden and len(exchange.owed) == 1)):
+        begins = exchange.status == IDLE and exchange.run <= 1  # no more than its Parse comes before it
+        if whole and begins and (not exchange.owed or (exchange.hidden and len(exchange.owed) == 1)):
             alone = Moment(exchange.queries + len(exchange.owed) + 1, exchange.errors)
         self.state.suspect(verdict, text, alone)
         self.hold |= ASK

@@ -7,7 +7,7 @@ from pooler.advice import advise
 from pooler.hold import RESHAPED
 from pooler.server import ServerSession
 from pooler.session import application_of, too_many_pinned
-from protocol.bound import names_bound, runs_next
+from protocol.bound import names_bound, runs_last
 from protocol.kinds import FAILED
 from protocol.messages import ErrorFields
 from protocol.parameters import Profile
@@ -90,8 +90,8 @@ class Watch:
         pool = self._server.pool
         self._sharing.ledger.refused(pool.user, pool.database, application_of(self._client.profile), states, text, why)
 
-    def note(self, verdict: Verdict, text: bytes, *, runs: bool = True) -> None:
-        """Note what a text may do that is about to run; not `runs`: or that may not run at all."""
+    def note(self, verdict: Verdict, text: bytes, *, alone: bool = True) -> None:
+        """Note what a text that is about to run may do; not `alone`: it may be rolled back, or never run."""
         server, state = self._server, self._state
         if verdict.ddl:
             self._sharing.library.schema_epoch += 1
@@ -99,7 +99,7 @@ class Watch:
         if verdict.leaves & State.PREPARED and (verdict.asks or verdict.leaves & ~State.PREPARED):
             state.risky = True
         if self._sharing.relevant(verdict, state.pins) or (verdict.executes and state.risky):
-            server.suspect(verdict, text, whole=runs and verdict is not UNREAD)
+            server.suspect(verdict, text, whole=alone and verdict is not UNREAD)
 
     def drop_statements(self) -> tuple[Callable[[], None], Callable[[], None]]:
         """Take it that client and server have no statements any more: DEALLOCATE ALL or DISCARD ALL is about to run.
@@ -136,4 +136,4 @@ class Watch:
         names = names_bound(text, data, names_end) if verdict.dynamic else None
         if names is not None:
             verdict = verdict._replace(custom=verdict.custom + names, dynamic=False)
-        self.note(verdict, text, runs=runs_next(data, end, portal))
+        self.note(verdict, text, alone=runs_last(data, end, portal))

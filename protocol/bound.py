@@ -1,4 +1,4 @@
-"""What a Bind tells of what is about to run: the names of settings among its values, and whether an Execute follows."""
+"""What a Bind tells of what is about to run: the names of settings among its values, and whether only that runs."""
 
 import re
 import struct
@@ -10,6 +10,7 @@ _int32 = Struct("!I").unpack_from
 
 _write_int32 = Struct("!I").pack
 
+_SYNC: Final = b"S\0\0\0\4"
 _NULL: Final = 0xFFFFFFFF
 _CALL: Final = re.compile(rb'\bset_config"?\s*\(\s*(?:\$(\d+)\s*(?:::\s*(?:text|varchar)\s*)?,)?', re.IGNORECASE)
 
@@ -26,13 +27,14 @@ def names_bound(text: bytes, bind: bytes, at: int) -> tuple[str, ...] | None:
     return tuple(values[number - 1].decode("utf-8", "surrogateescape") for number in numbers)
 
 
-def runs_next(data: bytes, at: int, portal: bytes) -> bool:
-    """Tell whether there is an Execute of `portal` at `data[at:]`, maybe behind its Describe."""
+def runs_last(data: bytes, at: int, portal: bytes) -> bool:
+    """Tell whether an Execute of `portal`, maybe behind its Describe, and the Sync are what is at `data[at:]`."""
     named = portal + b"\0"
     describe = b"D" + _write_int32(len(named) + 5) + b"P" + named
     if data.startswith(describe, at):
         at += len(describe)
-    return data.startswith(b"E" + _write_int32(len(named) + 8) + named, at)
+    execute = b"E" + _write_int32(len(named) + 8) + named
+    return data.startswith(execute, at) and data.startswith(_SYNC, at + len(execute) + 4)
 
 
 def _values(bind: bytes, at: int) -> list[bytes]:

@@ -1,8 +1,8 @@
-"""Whether what is bound runs next."""
+"""Whether what is bound is the last that runs."""
 
 import pytest
 
-from protocol.bound import runs_next
+from protocol.bound import runs_last
 from tests.protocol.model import message
 
 BIND = message("B", b"p\0s\0" + b"\0" * 6)
@@ -11,8 +11,8 @@ EXECUTE = message("E", b"p\0\0\0\0\0")
 
 
 @pytest.mark.parametrize("behind", [EXECUTE, DESCRIBE + EXECUTE])
-def test_a_statement_that_is_bound_runs_when_its_execute_follows(behind: bytes) -> None:
-    assert runs_next(BIND + behind + message("S"), len(BIND), b"p")
+def test_only_what_is_bound_runs_when_its_execute_and_a_sync_follow(behind: bytes) -> None:
+    assert runs_last(BIND + behind + message("S"), len(BIND), b"p")
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ def test_a_statement_that_is_bound_runs_when_its_execute_follows(behind: bytes) 
         b"",
         message("S"),
         message("H"),
-        EXECUTE[:6],
+        EXECUTE[:6], EXECUTE, EXECUTE + message("P"),
         DESCRIBE,
         message("E", b"\0\0\0\0\0"),
         message("D", b"Sp\0") + EXECUTE,
     ],
 )
-def test_else_it_may_never_run(behind: bytes) -> None:
-    assert not runs_next(BIND + behind, len(BIND), b"p")
+def test_else_it_may_never_run_or_be_undone(behind: bytes) -> None:
+    assert not runs_last(BIND + behind, len(BIND), b"p")
