@@ -139,7 +139,7 @@ class ClientLogin(asyncio.Protocol):
         self._duties = duties
         self._stage = Stage.FIRST_PACKET
         self._buffer = b""
-        self._encryption_asked: frozenset[Encryption] = frozenset()
+        self._encryption_asked: tuple[Encryption, ...] = ()
         self._direct = False
         """TLS has begun without an SSLRequest."""
         self.ended = False
@@ -241,7 +241,7 @@ class ClientLogin(asyncio.Protocol):
             raise ClientViolation("received unencrypted data after an encryption request")
         if request in self._encryption_asked or self.tls is not None:
             raise ClientViolation("encryption was asked for twice")
-        self._encryption_asked |= {request}
+        self._encryption_asked += (request,)
         if request is Encryption.SSL and self._duties.tls is not None:
             self._ask_for_handshake()
         else:

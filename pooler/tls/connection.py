@@ -76,6 +76,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         "_outgoing",
         "_protocol",
         "_records",
+        "_tickets",
         "_transport",
         "_turns",
         "failure",
@@ -114,6 +115,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """What is written can be sent: the handshake is done, and we have not said that nothing follows."""
         self._deaf = False
         """What is received is nobody's any more."""
+        self._tickets = b""
+        """Tickets to resume the session with, in TLS 1.3. They go with what is written next, to save a system call."""
         self.failure = ""
         """Why TLS has ended after its handshake, if it has not ended well."""
         transport.set_protocol(self)
@@ -224,7 +227,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     # --- the handshake
 
     def _wait_for_turn(self, data: bytes) -> None:
-        if self._turns is None or self._turns.take(partial(self._take_late_turn, data)):
+        # Only the first step is dear: it has the signature in it.
+        turns, self._turns = self._turns, None
+        if turns is None or turns.take(partial(self._take_late_turn, data)):
             self._shake_hands(data)
         else:
             self._transport.pause_reading()
@@ -246,12 +251,16 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLError as error:
             failure = error
         rest = self._incoming.read()
-        self._flush()  # with the alert that says why, if it has failed
-        on_ready, self._on_ready, self._turns = self._on_ready, None, None
+        on_ready, self._on_ready = self._on_ready, None
         if failure is None:
             self._open = True
+            if self.ssl.server_side and self.ssl.version() == "TLSv1.3":
+                self._tickets = self._outgoing.read()
+            else:
+                self._flush()
         else:
             self._deaf = True
+            self._flush()  # the alert that says why
             protocol, self._protocol = self._protocol, _NOBODY
             self._transport.set_protocol(protocol)
         if on_ready is not None:
@@ -274,7 +283,11 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLError as error:
             self._break_off(error)
         else:
-            self._transport.write(self._outgoing.read())
+            sealed = self._outgoing.read()
+            if self._tickets:
+                sealed = self._tickets + sealed
+                self._tickets = b""
+            self._transport.write(sealed)
 
     def _flush(self) -> None:
         data = self._outgoing.read()
