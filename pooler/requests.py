@@ -31,6 +31,7 @@ from protocol.statements import (
     Statement,
     close_statement,
 )
+from protocol.unnamed import change_unnamed, end_unnamed, replace_unnamed, unnamed_in_doubt
 
 FOREIGN: Final = b"?"
 """Put behind a client's own name that could be one of the pooler's."""
@@ -179,7 +180,7 @@ class _Care:
         if length >= len(data):
             if length >= HOLD_LIMIT:
                 self._watch.note_unread(data[5:_SHOWN])
-                self._exchange.end_unnamed(self._client)
+                end_unnamed(self._exchange, self._client)
             return self._plain(data, length, done)
         library = self._library
         text = data[5:length]
@@ -191,7 +192,7 @@ class _Care:
                 verdict = None
             elif self._stalls_on(verdict):
                 return 0
-        self._exchange.end_unnamed(self._client)
+        end_unnamed(self._exchange, self._client)
         if verdict is not None and self._replaced(verdict, text, done):
             return length + 1
         return self._plain(data, length, done)
@@ -251,14 +252,14 @@ class _Care:
         refusal = self._watch.refusal(statement.verdict, statement.text)
         if refusal is not None:
             if not name:
-                self._exchange.change_unnamed(self._client, None)
+                change_unnamed(self._exchange, self._client, None)
             self._refuse(refusal, done)
             return size
         if name:  # passed on under its name
             if not self._library.is_plain(statement.verdict):
                 self._watch.note(statement.verdict, statement.text, alone=False)
         else:
-            self._exchange.change_unnamed(self._client, statement)
+            change_unnamed(self._exchange, self._client, statement)
         self._book(request, done)
         return size
 
@@ -317,7 +318,7 @@ class _Care:
         if name:
             stalls = any(key in unsettled and unsettled[key][0] is not exchange.edits for key in (name, _ALL))
         else:
-            stalls = exchange.unnamed_in_doubt and exchange.watch_replies()
+            stalls = unnamed_in_doubt(exchange) and exchange.watch_replies()
         if stalls:
             self._server.hold |= STALLED
         return stalls
@@ -427,7 +428,7 @@ class _Care:
         if name and self._stalls(name):
             return 0
         if not name:
-            self._exchange.change_unnamed(client, None)
+            change_unnamed(self._exchange, client, None)
         elif client.statements and name in client.statements:
             self._exchange.edit(Op.WATCH, b"", *self._give_up(name, self._exchange.edits))
         self._book(message(b"C", b"S" + self._foreign(name) + b"\0"), done)
@@ -469,11 +470,11 @@ class _Care:
         statement = self._client.unnamed
         if statement is None or (statement.verdict is UNREAD and exchange.unnamed is not statement):
             if exchange.unnamed is not None:
-                exchange.replace_unnamed(None)  # it may be another client's
+                replace_unnamed(exchange, None)  # it may be another client's
                 self._book(close_statement(b""), done)
             return None
         if exchange.unnamed is not statement:
-            exchange.replace_unnamed(statement)
+            replace_unnamed(exchange, statement)
             self._book(statement.parse(b""), done)
         return b""
 
@@ -496,7 +497,7 @@ class _Care:
             raise ClientViolation(
                 f"a statement of {length} bytes can't be prepared under a name (no more than {TEXT_LIMIT})"
             )
-        self._exchange.change_unnamed(self._client, Statement(data[6:_SHOWN] + _NO_TEXT, UNREAD))
+        change_unnamed(self._exchange, self._client, Statement(data[6:_SHOWN] + _NO_TEXT, UNREAD))
         return self._plain(data, length, done)
 
 

@@ -3,14 +3,14 @@
 A named statement that this server lacks is parsed there ahead of its Bind, and the client must not see that reply; one
 that is there already is not parsed again, and the client must see one. Such differences are noted beside the request
 that they belong to, in the entry of the queue of owed replies (see exchange.py), so that an error that makes the
-server skip a request also drops what was noted for it. So it does with changes of the client's unnamed statement.
+server skip a request also drops what was noted for it; changes of the unnamed statement, too (see unnamed.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol, final
 
-from protocol.statements import UNSURE, Statement
+from protocol.statements import Statement
 
 
 class Op(Enum):
@@ -96,30 +96,3 @@ class Unit(int):
         unit.changes = changes or []
         unit.hidden = hidden
         return unit
-
-
-def skip_changes(entries: Iterable[int], answered: int) -> tuple[list[Change], Change | None]:
-    """Strike off what is not changed because the request `answered` of the first of `entries` has failed.
-
-    Return that, and the first change that is made nevertheless, behind the Sync that ends the skipping.
-    """
-    rest = iter(entries)
-    skipped: list[Change] = []
-    at = answered
-    for entry in rest:
-        changes = entry.changes if isinstance(entry, Unit) else []
-        skipped += [change for change in changes if change.at >= at]
-        if at == answered >= 0 and skipped and skipped[0].at == at:
-            skipped[0].before, skipped[0].there = None, UNSURE  # it is the Parse that has failed
-        changes.clear()
-        at = -1
-        if entry >= 0:
-            break
-    return skipped, next(changes_of(rest), None)
-
-
-def changes_of(entries: Iterable[int]) -> Iterator[Change]:
-    """Yield the changes that all of `entries` make."""
-    for entry in entries:
-        if isinstance(entry, Unit):
-            yield from entry.changes

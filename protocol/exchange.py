@@ -25,21 +25,18 @@ and `run` counts the extended requests behind all of that. Each of them has one 
 
 An entry whose replies are not all passed on as they come is an edits.Unit, an int all the same; `edits` are those of
 the open run. `edited` counts all edits that are not done yet: while it is 0, replies are passed on unseen.
-
-What changes the client's unnamed statement is believed when it is sent. A Parse that begins a run can't be skipped,
-only fail, and that there was one is all that `first_parse` has to tell. What may be skipped, or comes behind what may,
-is noted as a Change: it costs the replies nothing, and an error finds there what the unnamed statement was.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, final
 
-from protocol.edits import Change, Edit, Holder, Op, Unit, changes_of, skip_changes
+from protocol.edits import Change, Edit, Op, Unit
 from protocol.errors import ServerViolation
 from protocol.kinds import IDLE
 from protocol.statements import UNSURE, Statement
+from protocol.unnamed import restore_unnamed
 
 OWED_QUERY: Final = -1
 OWED_COPY_END: Final = -2
@@ -196,79 +193,6 @@ class Exchange:
         self.run = 0
         self.mode = NORMAL
 
-    # --- the unnamed statement
-
-    def change_unnamed(self, holder: Holder, statement: Statement | None) -> None:
-        """Note that the extended request that is booked next makes `statement` the unnamed one, or ends it."""
-        if self.skipping:
-            return
-        if self.run or self.owed:
-            self._note_change(holder)
-        else:
-            self.first_parse = self.queries
-        holder.unnamed = self.unnamed = statement
-
-    def end_unnamed(self, holder: Holder) -> None:
-        """Note that the Query that is booked next ends it."""
-        if self.skipping:
-            return
-        if self.run or self.unnamed_in_doubt:
-            self._note_change(holder)
-            self.mode = EDITING
-        holder.unnamed = self.unnamed = None
-
-    def _note_change(self, holder: Holder) -> None:
-        self.changes.append(Change(self.run, holder.unnamed, self.unnamed))
-        self.doubt = self.queries + len(self.owed)
-
-    def replace_unnamed(self, statement: Statement | None) -> None:
-        """Note the same of a request of the pooler's own, for the server only; not while `skipping`."""
-        self.doubt = self.queries + len(self.owed)
-        self.unnamed = statement
-        self.edit(Op.SWALLOW, undo=self._lose_unnamed)
-
-    def _lose_unnamed(self) -> None:
-        self.unnamed = UNSURE
-        for change in changes_of(chain(self.owed, (Unit(UNCLOSED, changes=self.changes),))):
-            change.there = UNSURE
-
-    @property
-    def unnamed_in_doubt(self) -> bool:
-        """An earlier run may still fail, and with it what was to change the client's unnamed statement or the server's.
-
-        Not what this run has changed: if that is skipped, so is what comes next.
-        """
-        return bool(self.owed) and not self.changes and self.queries <= max(self.doubt, self.first_parse)
-
-    def watch_replies(self) -> bool:
-        """Have everything that is owed looked at when it is answered; False if nothing is."""
-        self._strike_answered()
-        if self.owed and not self.edited:
-            last = self.owed.pop()
-            unit = last if isinstance(last, Unit) else Unit(last)
-            unit.edits.append(Edit(Op.LAST))
-            self.owed.append(unit)
-            self.edited += 1
-        return bool(self.owed)
-
-    def _undo_changes(self) -> None:
-        """The client's unnamed statement is what it was before what is skipped; none if its Parse is what failed."""
-        open_run = Unit(UNCLOSED - self.run, changes=self.changes)
-        skipped, later = skip_changes(chain(self.owed, (open_run,)), self.answered)
-        before: Statement | None
-        there: Statement | None
-        if self.first_parse == self.queries and not self.answered:
-            before, there = None, UNSURE
-        elif skipped:
-            before, there = skipped[0].before, skipped[0].there
-        else:
-            return
-        if later is not None:
-            later.before, later.there = before, there
-        else:
-            self.unnamed = there
-            self.on_unnamed(before)
-
     # --- edits
 
     @property
@@ -288,11 +212,31 @@ class Exchange:
         self.edited += 1
         self.mode = EDITING
 
+    def mark_run(self) -> None:
+        """Have the run that is open, though it may be empty, closed with its changes by whatever comes next."""
+        self.mode = EDITING
+
+    @property
+    def entries(self) -> Iterator[int]:
+        """What is owed, and the open run as if it were broken off here."""
+        return chain(self.owed, (Unit(UNCLOSED - self.run, changes=self.changes),))
+
     def owe_edited_query(self, *edits: Edit) -> None:
         """Book a Query with edits; not while `skipping`."""
         self._break_run()
         self.owed.append(Unit(OWED_QUERY, [*edits]))
         self.edited += len(edits)
+
+    def watch_replies(self) -> bool:
+        """Have everything that is owed looked at when it is answered; False if nothing is."""
+        self._strike_answered()
+        if self.owed and not self.edited:
+            last = self.owed.pop()
+            unit = last if isinstance(last, Unit) else Unit(last)
+            unit.edits.append(Edit(Op.LAST))
+            self.owed.append(unit)
+            self.edited += 1
+        return bool(self.owed)
 
     def owe_hidden_query(self) -> None:
         """Book a Query of the pooler's own, at the beginning of a link."""
@@ -378,7 +322,7 @@ class Exchange:
         self._strike_answered()
         owed = self.owed
         if not owed or owed[0] != OWED_QUERY:
-            self._undo_changes()
+            restore_unnamed(self)
         if owed:
             if owed[0] > UNCLOSED:
                 self._drop_edits(self.head_edits)

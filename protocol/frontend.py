@@ -27,6 +27,7 @@ from protocol.kinds import (
     TERMINATE,
 )
 from protocol.statements import SHAPE, SHAPE_LIMIT, Library, Statement
+from protocol.unnamed import change_unnamed, end_unnamed
 
 HOLD_LIMIT: Final = 16 * 1024
 """Bytes. A request up to this size is sent on only once it is whole, so that half a message never holds a server."""
@@ -125,7 +126,7 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
             )
         ):
             if exchange.owed or exchange.run:
-                exchange.end_unnamed(holder)
+                end_unnamed(exchange, holder)
             else:
                 holder.unnamed = exchange.unnamed = None
             if exchange.mode == NORMAL and not exchange.run:
@@ -159,7 +160,7 @@ def scan_requests(  # noqa: C901, PLR0911, PLR0912, PLR0915 - flat for speed
                 if statement is None:
                     return ~at
                 if exchange.owed or exchange.run:
-                    exchange.change_unnamed(holder, statement)
+                    change_unnamed(exchange, holder, statement)
                 else:
                     holder.unnamed = exchange.unnamed = statement
                     exchange.first_parse = exchange.queries
