@@ -89,6 +89,8 @@ class Pools:
         self._user_caps: dict[str, Cap[ServerSession]] = {}
         self._attempts: set[asyncio.Task[None]] = set()
         self.upstream = Upstream()
+        self.hopeful: Callable[[str, str], bool] = lambda _user, _database: False
+        """Tells whether a client is about to bring another password for a user at a database."""
         self.closed = False
 
     def __iter__(self) -> Iterator[ServerPool]:
@@ -301,11 +303,12 @@ class Pools:
                 error=error.message,
             )
         # Those who have a server to wait for go on waiting: it was good enough for them a moment ago.
-        if not pool.servers:
+        keep = bool(pool.servers) or self.hopeful(pool.user, pool.database)
+        if not keep:
             ending = Ending(Reason.SERVER_REFUSED, error.sqlstate, error.message, error.detail, error.hint)
             for queued in (*pool.newcomers, *pool.waiters):
                 queued.end(ending)
-        self._retry_later(pool, now, self._pause(pool) if pool.servers else 0.0)
+        self._retry_later(pool, now, self._pause(pool) if keep else 0.0)
         if not pool.welcome and not pool.in_use and not pool.opening:
             self._forget(pool)
 

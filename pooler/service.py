@@ -130,6 +130,7 @@ class Pooler:
             now=self.now,
             log=log,
         )
+        self.pools.hopeful = self.passthrough.expects
         self.gate = Gate(
             settings.auth_type,
             loaded.access,

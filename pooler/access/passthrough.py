@@ -139,6 +139,10 @@ class Passthrough:
             attempt.task = asyncio.get_running_loop().create_task(self._prove(mark, attempt))
         attempt.applicants.append((judge, candidate))
 
+    def expects(self, user: str, database: str) -> bool:
+        """Tell whether a password for this user at this database is just being tried."""
+        return any((attempt.user, attempt.database) == (user, database) for attempt in self._attempts.values())
+
     # --- proving
 
     async def _prove(self, mark: bytes, attempt: _Attempt) -> None:
@@ -164,14 +168,13 @@ class Passthrough:
                 self._log.warning("passthrough_waits", error=str(failure), waiting=len(self._attempts))
             return False
         except LoginRefusedError as refusal:
-            self._failing = False
             # Before they are told: one of them may come back at once.
             self._forget_attempt(mark, attempt)
             self._refuse(attempt, _in_postgres_words(refusal))
         else:
-            self._failing = False
             self._forget_attempt(mark, attempt)
             self._accept(attempt, login)
+        self._failing = False
         return True
 
     def _accept(self, attempt: _Attempt, login: Login) -> None:

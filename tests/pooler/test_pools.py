@@ -14,7 +14,7 @@ from pooler.pool import Cap
 from pooler.pools import Pools
 from pooler.server import ServerSession
 from pooler.tally import Tally
-from protocol.messages import TERMINATE
+from protocol.messages import TERMINATE, ErrorFields
 from tests.pooler.house import House, query, wire
 from tests.support.transport import MockTransport
 
@@ -83,3 +83,19 @@ async def test_it_is_closed_where_there_is_no_room(pools: Pools, why: str) -> No
     assert transport.closing
     assert transport.sent == TERMINATE
     assert (pool.servers, pool.opening) == (set(), opening)
+
+
+@pytest.mark.parametrize("somebody_tries", [True, False])
+async def test_who_waits_goes_on_while_another_password_is_being_tried(pools: Pools, somebody_tries: bool) -> None:
+    pools.hopeful = lambda user, database: somebody_tries and (user, database) == ("alice", "shop")
+    pool = pools.get("alice", "shop")
+    house = House()
+    house.pool = pool
+    client = house.client()
+    pool.waiters[client] = None
+    client.pending, client.waiting = query(), True
+    pool.opening = 1
+    pools._refused(pool, ErrorFields("FATAL", "28P01", "password authentication failed"))
+    assert (client in pool.waiters) is somebody_tries
+    pools.adopt("alice", "shop", Login(MockTransport(), b"key 1234", {}))
+    assert (client.server is not None) is somebody_tries
