@@ -348,13 +348,17 @@ async def test_new_certificates_begin_a_new_session(client: Client) -> None:
 
 
 async def test_a_unix_socket_is_never_encrypted(client: Client, tmp_path: Path) -> None:
+    gone = asyncio.Event()
+
     async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer(reader, writer, 1)
-        await peer.let_in()
+        await Peer(reader, writer, 1).let_in()
         writer.close()
+        await writer.wait_closed()
+        gone.set()
 
     async with await asyncio.start_unix_server(play, tmp_path / ".s.PGSQL.5432"):
         target = Target(str(tmp_path), 5432, "alice", "shop", None, replace(client, mode="require").with_tls())
         login = await log_in(target, {}, 5)
         login.transport.close()
+        await gone.wait()
     assert not isinstance(login.transport, TlsConnection)
