@@ -7,7 +7,6 @@ import asyncio
 import os
 import ssl
 from collections.abc import Callable
-from enum import Enum, auto
 from struct import Struct
 from typing import Final, NamedTuple, cast
 
@@ -97,16 +96,19 @@ class LoginDuties(NamedTuple):
     """None: there is no TLS here."""
 
 
-class Stage(Enum):
-    """What the client's next bytes are for."""
-
-    FIRST_PACKET = auto()
-    HANDSHAKE = auto()  # TLS, or nobody yet: it waits for its turn
-    PLACE = auto()  # nobody yet: it waits for a place among max_client_conn
-    DECISION = auto()  # nobody yet: the gate makes up its mind
-    PROOF = auto()
-    CANCEL = auto()  # nobody: it has brought a CancelRequest
-    POOL = auto()  # nobody yet: it waits for the first server of its pool
+# The stages of a login: what the client's next bytes are for. Plain ints, as an Enum's members cost a call each time.
+_FIRST_PACKET: Final = 0
+_HANDSHAKE: Final = 1
+"""TLS, or nobody yet: it waits for its turn."""
+_PLACE: Final = 2
+"""Nobody yet: it waits for a place among max_client_conn."""
+_DECISION: Final = 3
+"""Nobody yet: the gate makes up its mind."""
+_PROOF: Final = 4
+_CANCEL: Final = 5
+"""Nobody: it has brought a CancelRequest."""
+_POOL: Final = 6
+"""Nobody yet: it waits for the first server of its pool."""
 
 
 class ClientLogin(asyncio.Protocol):
@@ -137,7 +139,7 @@ class ClientLogin(asyncio.Protocol):
 
     def __init__(self, duties: LoginDuties) -> None:
         self._duties = duties
-        self._stage = Stage.FIRST_PACKET
+        self._stage = _FIRST_PACKET
         self._buffer = b""
         self._encryption_asked: tuple[Encryption, ...] = ()
         self._direct = False
@@ -154,12 +156,12 @@ class ClientLogin(asyncio.Protocol):
     @property
     def identified(self) -> bool:
         """It has said who it is."""
-        return self._stage not in (Stage.FIRST_PACKET, Stage.HANDSHAKE, Stage.CANCEL)
+        return self._stage not in (_FIRST_PACKET, _HANDSHAKE, _CANCEL)
 
     @property
     def proven(self) -> bool:
         """It has proven that."""
-        return self._stage is Stage.POOL
+        return self._stage == _POOL
 
     # --- what arrives
 
@@ -187,7 +189,7 @@ class ClientLogin(asyncio.Protocol):
 
     def _take_what_is_due(self) -> None:
         while self._buffer and not self.ended:
-            if self._stage is Stage.FIRST_PACKET:
+            if self._stage == _FIRST_PACKET:
                 if self._buffer[0] == _TLS_BEGINS and self._may_begin_tls():
                     self._direct = True
                     self._ask_for_handshake()
@@ -198,7 +200,7 @@ class ClientLogin(asyncio.Protocol):
                 packet, size = found
                 self._buffer = self._buffer[size:]
                 self._take_first_packet(packet)
-            elif self._stage is Stage.PROOF:
+            elif self._stage == _PROOF:
                 if self._buffer[0] not in (PASSWORD, TERMINATE):
                     # Not to be waited for until it is whole: such as another StartupMessage.
                     raise ClientViolation(f"expected password response, got message type {self._buffer[0]}")
@@ -223,10 +225,10 @@ class ClientLogin(asyncio.Protocol):
             if self._duties.tls is not None and self._duties.tls.required and self.tls is None:
                 self.end(_TLS_REQUIRED)
                 return
-            self._stage = Stage.PLACE
+            self._stage = _PLACE
             self._duties.identified(self)
         elif isinstance(packet, Cancel):
-            self._stage = Stage.CANCEL
+            self._stage = _CANCEL
             self._duties.cancel(packet.key, self._cancelled)
         else:
             self._answer_encryption_request(packet)
@@ -253,7 +255,7 @@ class ClientLogin(asyncio.Protocol):
         return self._duties.tls is not None and not self._encryption_asked and self.tls is None
 
     def _ask_for_handshake(self) -> None:
-        self._stage = Stage.HANDSHAKE
+        self._stage = _HANDSHAKE
         if self._duties.tls is not None:
             self._duties.tls.handshakes.begin(self)
 
@@ -285,7 +287,7 @@ class ClientLogin(asyncio.Protocol):
             cause, message = cause_of(error), explain(error)
         elif self._direct and tls.ssl.selected_alpn_protocol() != ALPN:
             cause, message = "alpn", f"TLS without an SSLRequest takes ALPN {ALPN!r}"
-        self._stage = Stage.FIRST_PACKET
+        self._stage = _FIRST_PACKET
         offer.handshakes.done(self, cause)
         if isinstance(error, ssl.SSLError):
             self.transport = tls.below
@@ -313,13 +315,13 @@ class ClientLogin(asyncio.Protocol):
             return
         if startup.negotiate:
             self.transport.write(negotiate_protocol_version(startup.minor, startup.unknown_options))
-        self._stage = Stage.DECISION
+        self._stage = _DECISION
         self._duties.gate.examine(self)
 
     def ask(self, proof: Proof) -> None:
         """See Candidate."""
         self._proof = proof
-        self._stage = Stage.PROOF
+        self._stage = _PROOF
         self.transport.write(proof.request)
         if self._buffer:
             self.transport.resume_reading()
@@ -330,10 +332,10 @@ class ClientLogin(asyncio.Protocol):
             self._finish(CLIENT_QUIT)
             self.transport.close()
             return
-        self._stage = Stage.DECISION
+        self._stage = _DECISION
         out = self._duties.gate.hear(self, self._proof, payload)
         if out is not None:
-            self._stage = Stage.PROOF
+            self._stage = _PROOF
             self.transport.write(out)
 
     def refuse(self, ending: Ending) -> None:
@@ -346,7 +348,7 @@ class ClientLogin(asyncio.Protocol):
 
     def let_in(self, out: bytes = b"", user: str = "") -> None:
         """See Candidate."""
-        self._stage = Stage.POOL
+        self._stage = _POOL
         pool = self._pool = self._duties.pool_of(user or self.startup.user, self.startup.database)
         settings = self.startup.settings
         if settings:
@@ -410,9 +412,9 @@ class ClientLogin(asyncio.Protocol):
         if self.ended:
             return
         self.ended = True
-        if self._stage is Stage.HANDSHAKE and self._duties.tls is not None:
+        if self._stage == _HANDSHAKE and self._duties.tls is not None:
             self._duties.tls.handshakes.done(self, ending.reason.value if ending is not None else "")
-        if self._stage is Stage.POOL:
+        if self._stage == _POOL:
             self._pool.newcomers.pop(self, None)
             if self.startup.settings:
                 self._duties.fittings.leave(self._pool, self.startup.settings, self)

@@ -9,11 +9,14 @@ import hmac
 import re
 import stringprep
 import unicodedata
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
-from hashlib import md5, pbkdf2_hmac, sha256
+from hashlib import md5, pbkdf2_hmac
 from typing import Final, NamedTuple
+
+from protocol.hashes import hmac_sha256, sha256
 
 MECHANISM: Final = "SCRAM-SHA-256"
 MECHANISM_PLUS: Final = "SCRAM-SHA-256-PLUS"
@@ -58,8 +61,8 @@ class ScramSecret(NamedTuple):
     def of_password(cls, password: str, salt: bytes, iterations: int) -> "ScramSecret":
         """Derive the secret of a plain password. Takes about 1 ms of CPU for 4096 iterations."""
         salted = salted_password(password, salt, iterations)
-        client_key = _hmac(salted, b"Client Key")
-        return cls(iterations, salt, sha256(client_key).digest(), _hmac(salted, b"Server Key"))
+        client_key = hmac_sha256(salted, b"Client Key")
+        return cls(iterations, salt, sha256(client_key).digest(), hmac_sha256(salted, b"Server Key"))
 
     @classmethod
     def parse(cls, text: str) -> "ScramSecret":
@@ -93,22 +96,19 @@ class ScramKeys(NamedTuple):
     def of_password(cls, password: str, salt: bytes, iterations: int) -> "ScramKeys":
         """Derive the keys of a plain password, at about 0.3 us of CPU an iteration (the GIL is released)."""
         salted = salted_password(password, salt, iterations)
-        return cls(_hmac(salted, b"Client Key"), _hmac(salted, b"Server Key"), salt, iterations)
+        return cls(hmac_sha256(salted, b"Client Key"), hmac_sha256(salted, b"Server Key"), salt, iterations)
 
 
 class ScramServer:
     """The server's side of one login. Give it the client's two messages in turn."""
 
-    __slots__ = ("_bound_to", "_channel", "_client_first_bare", "_nonce", "_secret", "_server_first", "keys")
-
-    keys: ScramKeys
-    """What the client's proof has shown, once it has: enough to log in elsewhere where the secret is the same."""
+    __slots__ = ("_bound_to", "_channel", "_client_first_bare", "_client_key", "_nonce", "_secret", "_server_first")
 
     def __init__(self, secret: ScramSecret, random_bytes: Callable[[int], bytes], bound_to: bytes = b"") -> None:
         """`bound_to` is the channel's tls-server-end-point data, if SCRAM-SHA-256-PLUS has been offered."""
         self._secret = secret
         self._bound_to = bound_to
-        self._nonce = b64encode(random_bytes(_NONCE_SIZE))
+        self._nonce = _encode(random_bytes(_NONCE_SIZE))
 
     def first(self, client_first: bytes, *, plus: bool = False) -> bytes:
         """Answer client-first-message with server-first-message. Raises AuthenticationFailedError.
@@ -124,11 +124,11 @@ class ScramServer:
         if header == UNOFFERED and self._bound_to:
             # It could have bound the channel, and has not seen that we offered to: somebody has taken that away.
             raise AuthenticationFailedError("the offer of channel binding did not reach the client")
-        self._channel = b64encode(header + self._bound_to if plus else header)
+        self._channel = _encode(header + self._bound_to if plus else header)
         self._client_first_bare = bare
         self._nonce = client_nonce + self._nonce
         secret = self._secret
-        self._server_first = b"r=%b,s=%b,i=%d" % (self._nonce, b64encode(secret.salt), secret.iterations)
+        self._server_first = b"r=%b,s=%b,i=%d" % (self._nonce, _encode(secret.salt), secret.iterations)
         return self._server_first
 
     def final(self, client_final: bytes) -> bytes:
@@ -138,20 +138,26 @@ class ScramServer:
         nonce = rest.partition(b",")[0]  # what follows the nonce is optional and ignored
         if not separator or channel[:2] != b"c=" or nonce[:2] != b"r=":
             raise AuthenticationFailedError("malformed client-final-message")
-        if not hmac.compare_digest(channel[2:], self._channel):
+        if channel[2:] != self._channel:
             raise AuthenticationFailedError("channel binding does not match")
-        if not hmac.compare_digest(nonce[2:], self._nonce):
+        if nonce[2:] != self._nonce:
             raise AuthenticationFailedError("nonce does not match")
         proof = _decode(encoded_proof)
         if len(proof) != _KEY_SIZE:
             raise AuthenticationFailedError("malformed proof")
         secret = self._secret
         auth_message = b"%b,%b,%b" % (self._client_first_bare, self._server_first, without_proof)
-        client_key = _xor(proof, _hmac(secret.stored_key, auth_message))
+        client_key = _xor(proof, hmac_sha256(secret.stored_key, auth_message))
         if not hmac.compare_digest(sha256(client_key).digest(), secret.stored_key):
             raise AuthenticationFailedError("proof does not match")
-        self.keys = ScramKeys(client_key, secret.server_key, secret.salt, secret.iterations)
-        return b"v=" + b64encode(_hmac(secret.server_key, auth_message))
+        self._client_key = client_key
+        return b"v=" + _encode(hmac_sha256(secret.server_key, auth_message))
+
+    @property
+    def keys(self) -> ScramKeys:
+        """What the client's proof has shown, once it has: enough to log in elsewhere where the secret is the same."""
+        secret = self._secret
+        return ScramKeys(self._client_key, secret.server_key, secret.salt, secret.iterations)
 
 
 class ScramClient:
@@ -169,7 +175,7 @@ class ScramClient:
 
     def __init__(self, random_bytes: Callable[[int], bytes], gs2_header: bytes = UNBOUND) -> None:
         self._gs2_header = gs2_header
-        self._nonce = b64encode(random_bytes(_NONCE_SIZE))
+        self._nonce = _encode(random_bytes(_NONCE_SIZE))
         self._client_first_bare = b"n=,r=" + self._nonce
 
     def first(self) -> bytes:
@@ -194,15 +200,15 @@ class ScramClient:
 
     def final(self, keys: ScramKeys, binding: bytes = b"") -> bytes:
         """Return client-final-message. `binding` is the channel's, where the header says END_POINT."""
-        without_proof = b"c=%b,r=%b" % (b64encode(self._gs2_header + binding), self._nonce)
+        without_proof = b"c=%b,r=%b" % (_encode(self._gs2_header + binding), self._nonce)
         auth_message = b",".join((self._client_first_bare, self._server_first, without_proof))
-        proof = _xor(keys.client_key, _hmac(sha256(keys.client_key).digest(), auth_message))
-        self._server_signature = _hmac(keys.server_key, auth_message)
-        return without_proof + b",p=" + b64encode(proof)
+        proof = _xor(keys.client_key, hmac_sha256(sha256(keys.client_key).digest(), auth_message))
+        self._server_signature = hmac_sha256(keys.server_key, auth_message)
+        return without_proof + b",p=" + _encode(proof)
 
     def verify(self, server_final: bytes) -> None:
         """Check server-final-message: the server, too, has to know the password. Raises AuthenticationFailedError."""
-        if not hmac.compare_digest(server_final.split(b",")[0], b"v=" + b64encode(self._server_signature)):
+        if not hmac.compare_digest(server_final.split(b",")[0], b"v=" + _encode(self._server_signature)):
             raise AuthenticationFailedError("the server did not prove that it knows the password")
 
 
@@ -269,16 +275,16 @@ def _direction_is_consistent(text: str) -> bool:
     return ends and not any(stringprep.in_table_d2(char) for char in text)
 
 
-def _hmac(key: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, data, "sha256")
-
-
 def _xor(left: bytes, right: bytes) -> bytes:
     return (int.from_bytes(left, "big") ^ int.from_bytes(right, "big")).to_bytes(len(left), "big")
 
 
+def _encode(data: bytes) -> bytes:
+    return b2a_base64(data, newline=False)
+
+
 def _decode(text: bytes) -> bytes:
     try:
-        return b64decode(text, validate=True)
+        return a2b_base64(text, strict_mode=True)
     except Base64Error:
         raise AuthenticationFailedError("malformed base64 in a SCRAM message") from None
