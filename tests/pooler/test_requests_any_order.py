@@ -171,3 +171,12 @@ def test_a_set_that_is_bound_and_never_executed_teaches_nothing() -> None:
             play.fronts[turn].ask(asked)
             play.settle()
             check_client(play.fronts[turn], asked)
+
+
+def test_nor_does_one_that_is_prepared_under_a_name_of_the_clients_own() -> None:
+    play = Playhouse(random.Random(0), clients=2, size=1, max_prepared=0)
+    for requests in (parse(b"a", "set app.x to 'one'") + SYNC, query("set app.x to 'one'")):
+        for turn, asked in ((0, requests), (1, query("select 1")), (0, query("select 1"))):
+            play.fronts[turn].ask(asked)
+            play.settle()
+            check_client(play.fronts[turn], asked)
