@@ -109,17 +109,25 @@ class AuthQuery:
     async def _ask(self, user: str) -> Found | None:
         await self._pool  # opens nothing yet
         async with self._pool.acquire() as connection:
-            statement = await connection.prepare(self._query)
-            columns = len(statement.get_attributes())
-            if len(statement.get_parameters()) != 1 or not 1 <= columns <= 3:
-                raise NoAnswerError(
-                    "auth_query has to have one parameter, and one to three columns: "
-                    "user, secret and valid until, or no more than the secret"
-                )
-            rows = await statement.fetch(user)
+            try:
+                rows = await self._rows(connection, user)
+            except asyncio.CancelledError:
+                # Not even the cancelling of the query is to be waited for: there may be nobody at the other end.
+                connection.terminate()
+                raise
         if len(rows) > 1:
             raise NoAnswerError(f"auth_query returns {len(rows)} rows for one user")
         return _read(user, list(rows[0])) if rows else None
+
+    async def _rows(self, connection: asyncpg.Connection, user: str) -> Sequence[asyncpg.Record]:
+        statement = await connection.prepare(self._query)
+        if len(statement.get_parameters()) != 1 or not 1 <= len(statement.get_attributes()) <= 3:
+            raise NoAnswerError(
+                "auth_query has to have one parameter, and one to three columns: "
+                "user, secret and valid until, or no more than the secret"
+            )
+        rows: Sequence[asyncpg.Record] = await statement.fetch(user)
+        return rows
 
     async def _connect(self, *_: object, **options: object) -> asyncpg.Connection:
         """Open a connection for the pool; a password that is refused may have been changed just now."""
@@ -165,6 +173,7 @@ class AuthQuery:
 
     async def close(self) -> None:
         """Close the connections, whatever they are doing."""
+        await self._pool  # it can't be closed before
         self._pool.terminate()
 
 

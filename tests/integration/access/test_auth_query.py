@@ -13,6 +13,7 @@ from config.settings import Settings
 from pooler.access.auth_query import CONNECTIONS, AuthQuery, Found, NoAnswerError, Server
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD
+from tests.support.proxy import FaultProxy
 
 DEFAULT: Final[str] = Settings.model_fields["auth_query"].default
 ROLES: Final = """
@@ -36,13 +37,17 @@ def roles(postgres: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
 
 @asynccontextmanager
 async def asking(
-    postgres: EmbeddedPostgres, query: str = DEFAULT, user: str = "postgres", passwords: tuple[str, ...] = ("",)
+    postgres: EmbeddedPostgres | FaultProxy,
+    query: str = DEFAULT,
+    user: str = "postgres",
+    passwords: tuple[str, ...] = ("",),
+    timeout_s: float = 10.0,
 ) -> AsyncIterator[AuthQuery]:
     async def password(refused: str | None) -> str:
         return passwords[0] if refused is None else passwords[-1]
 
     server = Server(postgres.host, postgres.port, user, "postgres", password)
-    auth_query = AuthQuery(query, server, 10.0, 600.0)
+    auth_query = AuthQuery(query, server, timeout_s, 600.0)
     try:
         yield auth_query
     finally:
@@ -169,12 +174,28 @@ async def test_a_postgres_that_is_away_may_come_back(own_postgres: EmbeddedPostg
         assert (await auth_query.ask("alice")) == Found("")
 
 
-async def test_a_postgres_that_does_not_answer_is_not_waited_for_for_ever(postgres: EmbeddedPostgres) -> None:
-    async def password(_: str | None) -> str:
-        return ""
-
-    server = Server(postgres.host, postgres.port, "postgres", "postgres", password)
-    auth_query = AuthQuery("SELECT $1, 'x' FROM pg_sleep(60)", server, 0.2, 600.0)
-    error = await failure(auth_query)
+async def test_a_query_that_takes_too_long_is_not_waited_for(postgres: EmbeddedPostgres) -> None:
+    async with asking(postgres, "SELECT $1, 'x' FROM pg_sleep(60)", timeout_s=0.2) as auth_query:
+        error = await failure(auth_query)
     assert (str(error), error.for_now) == ("no answer within 0.2 s", True)
-    await auth_query.close()
+
+
+async def test_a_network_that_swallows_everything_is_not_waited_for_either(postgres: EmbeddedPostgres) -> None:
+    with FaultProxy(postgres.host, postgres.port) as proxy:
+        async with asking(proxy, timeout_s=1.0) as auth_query, asyncio.timeout(10):
+            assert await auth_query.ask("nobody") is None
+            proxy.stall()
+            errors = await asyncio.gather(*(failure(auth_query) for _ in range(2 * CONNECTIONS)))
+            assert all(error.for_now for error in errors)
+            proxy.resume()
+            assert await auth_query.ask("alice") == Found("")
+
+
+async def test_what_was_never_asked_for_opens_and_closes_nothing(postgres: EmbeddedPostgres) -> None:
+    async with asking(postgres):
+        pass
+
+
+async def test_the_first_to_come_may_be_several(postgres: EmbeddedPostgres) -> None:
+    async with asking(postgres) as auth_query:
+        assert await asyncio.gather(*(auth_query.ask("alice") for _ in range(10))) == [Found("")] * 10
