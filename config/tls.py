@@ -114,14 +114,14 @@ class ClientTls(BaseModel):
 
     @field_validator("client_tls_key_file", "client_tls_cert_file")
     @classmethod
-    def _given_with_tls(cls, value: File, info: ValidationInfo) -> File:
+    def _client_identity_with_tls(cls, value: File, info: ValidationInfo) -> File:
         if value is None and info.data.get("client_tls_sslmode", "disable") != "disable":
             raise ValueError(f"is missing, and client_tls_sslmode is {info.data['client_tls_sslmode']}")
         return value
 
     @field_validator("client_tls_ca_file")
     @classmethod
-    def _given_to_verify(cls, value: File, info: ValidationInfo) -> File:
+    def _client_ca_to_verify(cls, value: File, info: ValidationInfo) -> File:
         if value is None and info.data.get("client_tls_sslmode", "disable").startswith("verify"):
             raise ValueError(f"is missing, and client_tls_sslmode is {info.data['client_tls_sslmode']}")
         return value
@@ -158,21 +158,21 @@ class ServerTls(BaseModel):
 
     @field_validator("server_tls_cert_file")
     @classmethod
-    def _key_with_certificate(cls, value: File, info: ValidationInfo) -> File:
+    def _server_key_with_certificate(cls, value: File, info: ValidationInfo) -> File:
         if (value is None) != (info.data.get("server_tls_key_file") is None):
             raise ValueError("and server_tls_key_file go together: one of them is missing")
         return value
 
     @field_validator("server_tls_ca_file")
     @classmethod
-    def _given_to_verify(cls, value: File, info: ValidationInfo) -> File:
+    def _server_ca_to_verify(cls, value: File, info: ValidationInfo) -> File:
         if value is None and info.data.get("server_tls_sslmode") == "verify-ca":
             raise ValueError("is missing, and server_tls_sslmode is verify-ca")
         return value
 
     @field_validator("server_tls_sslnegotiation")
     @classmethod
-    def _direct_takes_tls(cls, value: SslNegotiation, info: ValidationInfo) -> SslNegotiation:
+    def _direct_takes_server_tls(cls, value: SslNegotiation, info: ValidationInfo) -> SslNegotiation:
         mode = info.data.get("server_tls_sslmode", "require")
         if value == "direct" and mode in ("disable", "allow", "prefer"):
             raise ValueError(f"is direct, and server_tls_sslmode is {mode}: Postgres can't answer that it has no TLS")

@@ -283,16 +283,16 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLError as error:
             self._break_off(error)
         else:
-            sealed = self._outgoing.read()
             if self._tickets:
-                sealed = self._tickets + sealed
-                self._tickets = b""
-            self._transport.write(sealed)
+                self._flush()
+            else:
+                self._transport.write(self._outgoing.read())
 
     def _flush(self) -> None:
-        data = self._outgoing.read()
-        if data and not self._transport.is_closing():
-            self._transport.write(data)
+        sealed = self._tickets + self._outgoing.read()
+        self._tickets = b""
+        if sealed and not self._transport.is_closing():
+            self._transport.write(sealed)
 
     def can_write_eof(self) -> bool:
         """TLS can say that nothing follows (RFC 8446, section 6.1)."""
