@@ -77,11 +77,15 @@ def fatal(sqlstate: str, text: str, detail: str = "", hint: str = "") -> bytes:
 
 
 def read_error(payload: bytes) -> ErrorFields:
-    """Read the payload of an ErrorResponse or NoticeResponse; fields that are missing come out empty."""
+    """Read the payload of an ErrorResponse or NoticeResponse; fields that are missing come out empty.
+
+    But for the SQLSTATE, by which errors are told apart from other endings: what is none becomes internal_error.
+    """
     found = {field[:1]: text_of(field[1:]) for field in payload.split(b"\0") if field}
+    sqlstate = found.get(b"C", "")
     return ErrorFields(
         severity=found.get(b"V") or found.get(b"S", ""),
-        sqlstate=found.get(b"C", ""),
+        sqlstate=sqlstate if len(sqlstate) == 5 and sqlstate.isascii() else "XX000",
         message=found.get(b"M", ""),
         detail=found.get(b"D", ""),
         hint=found.get(b"H", ""),
