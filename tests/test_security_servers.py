@@ -90,7 +90,7 @@ def test_cve_2021_23222_what_is_slipped_in_behind_the_yes_to_tls_never_counts_as
         conversation.wait_until_closed()
 
     over_tls.refusal(script)
-    over_tls.pooler.wait_for_log("event=server_connect_failed .*reason=server_violation .*data in clear")
+    over_tls.pooler.wait_for_log("event=server_connect_failed .*reason=server_protocol_violation .*data in clear")
 
 
 def test_cve_2024_10977_an_error_from_before_the_handshake_is_nobodys_words(over_tls: Hostile) -> None:
