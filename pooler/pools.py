@@ -12,6 +12,7 @@ from typing import Final
 
 from config.settings import Settings
 from pooler.connect import Login, LoginRefusedError, Target, log_in
+from pooler.credentials.brought import MOST_EACH
 from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
@@ -167,7 +168,7 @@ class Pools:
 
     async def _attempt(self, pool: ServerPool) -> None:
         try:
-            login = await self._log_in(pool)
+            login = await self._log_in(pool.user, pool.database)
         except ConnectFailedError as failure:
             self._failed(pool, failure)
         except SourceFailedError as failure:
@@ -181,9 +182,22 @@ class Pools:
         else:
             self._opened(pool, login)
 
-    async def _log_in(self, pool: ServerPool) -> Login:
+    async def knock(self) -> None:
+        """Find out whether Postgres answers, by a login that is closed at once."""
+        url = self._settings.upstream
+        user = url.user or "postgres"
+        try:
+            login = await self._log_in(user, url.dbname or user)
+        except (ConnectFailedError, SourceFailedError) as failure:
+            self.upstream.failed(self._duties.now(), str(failure))
+        except LoginRefusedError:
+            self.upstream.answered(self._duties.now())  # it does not let us in, but it is there
+        else:
+            self.upstream.answered(self._duties.now())
+            _leave(login)
+
+    async def _log_in(self, user: str, database: str) -> Login:
         """Log in with what the vault knows; if that is refused, with what it then knows instead."""
-        user, database = pool.user, pool.database
         credential = await self._vault.fetch(user, database)
         tried = [credential]
         while True:
@@ -194,7 +208,7 @@ class Pools:
                 if refusal.at_the_door or refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
                     raise
                 credential = await self._vault.fetch(user, database, refused=credential)
-                if credential in tried:
+                if credential in tried or len(tried) > MOST_EACH:
                     raise
                 tried.append(credential)
 
@@ -225,8 +239,7 @@ class Pools:
             if pool.take_place():
                 self._opened(pool, login)
                 return
-        login.transport.write(TERMINATE)
-        login.transport.close()
+        _leave(login)
 
     def _opened(self, pool: ServerPool, login: Login) -> None:
         upstream = self._settings.upstream
@@ -338,3 +351,9 @@ class Pools:
         for pool in self:
             for server in list(pool.servers):
                 server.end(Reason.SHUTDOWN)
+
+
+def _leave(login: Login) -> None:
+    """Close a connection that nobody needs."""
+    login.transport.write(TERMINATE)
+    login.transport.close()

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-import asyncpg
 from aiohttp import web
 from prometheus_client import generate_latest
 
@@ -77,28 +76,12 @@ class Web:
     async def _ask_upstream(self) -> None:
         """Log in there like any client, once for all who ask meanwhile."""
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._log_in_once())
+            self._probe = asyncio.create_task(self._knock())
         await asyncio.shield(self._probe)
 
-    async def _log_in_once(self) -> None:
-        target = self._settings.upstream
-        upstream = self._pools.upstream
+    async def _knock(self) -> None:
         try:
-            connection = await asyncpg.connect(
-                host=target.host,
-                port=target.port,
-                user=target.user or "postgres",
-                password=target.password.get_secret_value() if target.password else None,
-                database=target.dbname or target.user or "postgres",
-                timeout=PROBE_S,
-                ssl=False,
-            )
-        except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
-            upstream.failed(self._now(), str(error) or type(error).__name__)
-        except asyncpg.TooManyConnectionsError as error:
-            upstream.failed(self._now(), str(error))
-        except asyncpg.PostgresError:
-            upstream.answered(self._now())  # it does not let us in, but it is there
-        else:
-            upstream.answered(self._now())
-            connection.terminate()
+            async with asyncio.timeout(PROBE_S):
+                await self._pools.knock()
+        except TimeoutError:
+            self._pools.upstream.failed(self._now(), f"no answer within {PROBE_S:g} s")

@@ -25,7 +25,7 @@ from pooler.credentials.source import Source, SourceFailedError
 
 ASK_S: Final = 10.0
 """How long a source may take to answer."""
-PAUSE_S: Final = 1.0
+PAUSE_S: Final = 5.0
 """A source is asked on account of a refusal no more often than this: logins that fail must not become a flood of calls
 to somebody else's service."""
 MOST_USERS: Final = 1_000

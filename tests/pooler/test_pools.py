@@ -2,11 +2,15 @@
 
 import io
 from itertools import count
+from math import inf
 
 import pytest
+from pydantic import SecretStr
 
+from config.password_source import FromEnvironment
 from config.settings import Settings
-from pooler.connect import Login
+from pooler.connect import Login, LoginRefusedError
+from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
 from pooler.ledger import Ledger
 from pooler.log import make_log
@@ -14,19 +18,19 @@ from pooler.pool import Cap
 from pooler.pools import Pools
 from pooler.server import ServerSession
 from pooler.tally import Tally
-from protocol.messages import TERMINATE, ErrorFields
+from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE, ErrorFields, fatal
 from tests.pooler.house import House, query, wire
+from tests.support.scripted_upstream import GREETING, Peer, Script, scripted_upstream
 from tests.support.transport import MockTransport
 
 
-@pytest.fixture
-async def pools() -> Pools:
-    settings = Settings(upstream="postgresql://alice@localhost/shop")
+def pools_with(vault: Vault, port: int = 5432) -> Pools:
+    settings = Settings(upstream=f"postgresql://alice@127.0.0.1:{port}/shop")
     log = make_log("text", "info", io.StringIO())
     house = House()
     return Pools(
         settings,
-        Vault({}),
+        vault,
         None,
         house.server_duties,
         count(1).__next__,
@@ -35,6 +39,11 @@ async def pools() -> Pools:
         house.library,
         Ledger(house.now, log),
     )
+
+
+@pytest.fixture
+async def pools() -> Pools:
+    return pools_with(Vault({}))
 
 
 async def test_a_connection_that_breaks_right_after_its_login_is_not_lent(pools: Pools) -> None:
@@ -99,3 +108,65 @@ async def test_who_waits_goes_on_while_another_password_is_being_tried(pools: Po
     assert (client in pool.waiters) is somebody_tries
     pools.adopt("alice", "shop", Login(MockTransport(), b"key 1234", {}))
     assert (client.server is not None) is somebody_tries
+
+
+class Tokens:
+    """A source that has another answer each time."""
+
+    keeps_s = inf
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    async def ask(self, user: str) -> str:
+        self.given += 1
+        return f"token {self.given}"
+
+
+def asking(heard: list[bytes], right: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.packet()
+        peer.say(AUTHENTICATION_CLEARTEXT)
+        heard.append(await peer.message())
+        peer.say(GREETING if heard[-1] == right else fatal("28P01", "password authentication failed"))
+        await peer.until_gone()
+
+    return script
+
+
+@pytest.mark.parametrize("right", [b"token 2\0", b"none of them"])
+async def test_a_source_is_asked_once_more_before_anybody_is_failed(right: bytes) -> None:
+    heard: list[bytes] = []
+    vault = Vault({}, SourcedPasswords(FromEnvironment("DB_PASSWORD"), Tokens(), "alice", lambda: 0.0))
+    async with scripted_upstream(asking(heard, right)) as upstream:
+        pools = pools_with(vault, upstream.port)
+        if right == b"token 2\0":
+            (await pools._log_in("alice", "shop")).transport.close()
+        else:
+            with pytest.raises(LoginRefusedError, match="password authentication failed"):
+                await pools._log_in("alice", "shop")
+    assert heard == [b"token 1\0", b"token 2\0"]
+
+
+async def test_what_is_refused_before_a_password_is_asked_for_is_not_tried_with_another() -> None:
+    tokens = Tokens()
+    vault = Vault({}, SourcedPasswords(FromEnvironment("DB_PASSWORD"), tokens, "alice", lambda: 0.0))
+
+    async def script(peer: Peer) -> None:
+        await peer.turn_away("28000", "no pg_hba.conf entry")
+
+    async with scripted_upstream(script) as upstream:
+        with pytest.raises(LoginRefusedError, match=r"no pg_hba\.conf entry"):
+            await pools_with(vault, upstream.port)._log_in("alice", "shop")
+    assert tokens.given == 1
+
+
+async def test_a_knock_says_whether_postgres_answers_and_leaves() -> None:
+    async with scripted_upstream(asking([], b"hush\0")) as upstream:
+        for secret in ("hush", "wrong"):
+            pools = pools_with(Vault({"alice": SecretStr(secret)}), upstream.port)
+            await pools.knock()
+            assert pools.upstream.answered_at is not None
+            assert not list(pools)
+    await pools.knock()
+    assert pools.upstream.failing_since is not None

@@ -304,6 +304,16 @@ def _pass_on(source: socket.socket, drain: socket.socket, heard: bytearray) -> N
             sock.shutdown(socket.SHUT_RDWR)
 
 
+def test_a_probe_shows_the_password_to_nobody(tls_server: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
+    with Tap(tls_server) as tap:
+        address = f"{tap.host}:{tap.port}/postgres?sslmode=require"
+        pooler = pgfunnel(f"postgresql://plain:{quote(PASSWORD, safe='')}@{address}")
+        status, text = pooler.http("/readyz")
+        pooler.stop()
+    assert (status, "the upstream answered" in text) == (200, True)
+    assert [PASSWORD.encode() in said for said in tap.said] == [False]
+
+
 def cancel_when_it_runs(connection: psycopg.Connection, server: EmbeddedPostgres) -> None:
     active = f"SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = '{LONG}'"
     eventually(lambda: server.psql(active) == "1")

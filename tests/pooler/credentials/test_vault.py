@@ -158,7 +158,7 @@ async def test_a_crowd_of_refusals_asks_once_more(clock: Clock) -> None:
     assert len(desk.asked) == 2
 
 
-async def test_a_source_that_is_wrong_is_asked_once_a_second(clock: Clock) -> None:
+async def test_a_source_that_is_wrong_is_asked_every_few_seconds(clock: Clock) -> None:
     desk = Desk("wrong")
     known = vault(clock, desk)
     refused: Credential | None = await known.fetch("alice", "shop")
