@@ -258,6 +258,7 @@ class _Care:
         if name:  # passed on under its name
             if not self._library.is_plain(statement.verdict):
                 self._watch.note(statement.verdict, statement.text, alone=False)
+                self._sharing.unseen_names = True
         else:
             change_unnamed(self._exchange, self._client, statement)
         self._book(request, done)
@@ -381,6 +382,8 @@ class _Care:
             return 0
         name = self._resolve(data[portal_end + 1 : end], done)
         if name is None:
+            if self._sharing.unseen_names and data[portal_end + 1] and not self._sharing.max_prepared:
+                self._watch.note_unread(b"a statement that is known by its name only")
             return self._plain(data, length, done)
         if statement is not None and not statement.plain:
             refusal = self._watch.too_many(statement.verdict, statement.text) if whole else None

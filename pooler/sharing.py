@@ -94,6 +94,7 @@ class Sharing:
         "pinning",
         "policy",
         "profiles",
+        "unseen_names",
     )
 
     def __init__(
@@ -121,6 +122,8 @@ class Sharing:
         """The classes that pin. What is rejected and has come about all the same, in a function, is among them."""
         self.fitted: dict[tuple[tuple[str, str], ...], Fitted] = {}
         self.answers = Answers()
+        self.unseen_names = False
+        """Clients have prepared, under names that pass as they are, what may leave something when it runs."""
         self._custom: set[str] = set()
 
     @property

@@ -40,14 +40,15 @@ class Watch:
 
     @property
     def failed(self) -> bool:
-        """The transaction has failed already: Postgres refuses whatever comes."""
-        return self._server.exchange.status == FAILED
+        """The transaction has failed already, and nothing is under way that may end it: Postgres refuses what comes."""
+        exchange = self._server.exchange
+        return exchange.status == FAILED and not exchange.owed and not exchange.run
 
     @property
     def may_have_failed(self) -> bool:
         """It may have, by what has not been answered yet; the pooler's own does not count: all ends if that fails."""
         exchange = self._server.exchange
-        return self.failed or len(exchange.owed) > exchange.hidden
+        return exchange.status == FAILED or len(exchange.owed) > exchange.hidden
 
     def note_unread(self, beginning: bytes) -> None:
         """Note a text that is too long to be read, or a function that is called by its number."""
@@ -61,7 +62,7 @@ class Watch:
     def deallocates(self, verdict: Verdict) -> bool:
         """Tell whether it is a DEALLOCATE of a statement that Postgres does not have under that name."""
         name = verdict.deallocates
-        return bool(name) and name in (self._client.statements or ()) and not self.failed
+        return bool(name) and name in (self._client.statements or ())
 
     def refusal(self, verdict: Verdict, text: bytes) -> ErrorFields | None:
         """Return the error for a text that the policy rejects."""

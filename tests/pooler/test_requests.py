@@ -456,6 +456,17 @@ def test_without_max_prepared_statements_names_pass_as_they_are() -> None:
     assert exchange(client, server, requests, PARSED + BOUND + RAN + READY)[0] == requests
 
 
+def test_what_names_that_pass_as_they_are_stand_for_is_found_out() -> None:
+    _, [server], [client] = party(max_prepared=0)
+    prepare(client, server, "a", "select 1")
+    exchange(client, server, named("a"), BOUND + RAN + READY)
+    assert sent(wire(server)) == b""
+    prepare(client, server, "b", "set app.x to 'one'")
+    wire(server).receive(answer())
+    exchange(client, server, named("b"), BOUND + RAN + READY)
+    assert b"pgfunnel_question" in sent(wire(server)), "Postgres is asked what is left"
+
+
 def test_a_violation_behind_a_bind_cuts_nothing_in_two() -> None:
     house, [server], [client] = party()
     prepare(client, server, "a")
@@ -469,6 +480,25 @@ def test_a_violation_behind_a_bind_cuts_nothing_in_two() -> None:
 DEALLOCATED = message("C", b"DEALLOCATE\0")
 STAND_IN = "UNLISTEN pgfunnel_nothing"
 STOOD_IN = message("C", b"UNLISTEN\0")
+
+
+def test_a_rollback_that_is_not_answered_yet_may_have_ended_a_failed_transaction() -> None:
+    _, [server], [client] = party()
+    prepare(client, server, "a")
+    exchange(client, server, query("begin; select 1/0"), ERROR + message("Z", b"E"))
+    assert exchange(client, server, query("deallocate a"), ERROR + message("Z", b"E"))[1] == ERROR + message("Z", b"E")
+    assert client.statements
+    rolled_back = message("C", b"ROLLBACK\0") + READY
+    told = exchange(client, server, query("rollback") + query("deallocate a"), rolled_back + STOOD_IN + READY)[1]
+    assert told == rolled_back + DEALLOCATED + READY
+    assert not client.statements
+
+
+def test_a_rollback_ahead_opens_no_way_around_the_policy() -> None:
+    _, [server], [client] = party(policies={"listen": "reject"})
+    exchange(client, server, query("begin; select 1/0"), ERROR + message("Z", b"E"))
+    wire(client).receive(query("rollback") + query("listen jobs"))
+    assert b"listen jobs" not in sent(wire(server))
 
 
 def test_deallocate_of_a_named_statement_is_answered_as_postgres_would() -> None:
