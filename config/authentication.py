@@ -53,8 +53,9 @@ class Authentication(BaseModel):
         default="SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END, "
         "rolvaliduntil FROM pg_catalog.pg_authid WHERE rolname = $1 AND rolcanlogin",
         description="Query that returns the secret of the user $1: alone, or behind the user's name, and then maybe "
-        "followed by the time (timestamptz) until which it is valid. No row is no such user; a secret that is NULL or "
-        "empty lets nobody in. It runs with search_path=pg_catalog, so name the schemas of what is yours.",
+        "followed by the time (timestamptz) until which it is valid. No row, or one that begins with NULL, is no such "
+        "user; a secret that is NULL or empty lets nobody in by it. It runs with search_path=pg_catalog, so name the "
+        "schemas of what is yours.",
     )
     auth_dbname: Text = Field(
         default="",

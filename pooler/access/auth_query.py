@@ -183,8 +183,10 @@ def _failure(error: asyncpg.PostgresError) -> NoAnswerError:
     return NoAnswerError(said, for_now=state[:2] in _NOT_FOR_LONG)
 
 
-def _read(user: str, row: list[object]) -> Found:
+def _read(user: str, row: list[object]) -> Found | None:
     """Take (secret), (user, secret) or (user, secret, valid until)."""
+    if row[0] is None:
+        return None  # as from a function that returns no set, and has found nobody
     name, secret, valid_until = (user, *row, None) if len(row) == 1 else (*row, None)[:3]
     if name != user:
         raise NoAnswerError("auth_query returns another user than it was asked for")

@@ -99,6 +99,12 @@ async def test_nothing_but_the_name_reaches_its_session(
         assert await auth_query.ask("alice") == Found("pg_catalog postgres postgres pgfunnel")
 
 
+@pytest.mark.parametrize("query", ["SELECT NULL::text WHERE $1 <> ''", "SELECT NULL::name, NULL::text WHERE $1 <> ''"])
+async def test_a_function_that_finds_nobody_returns_a_row_of_nothing(postgres: EmbeddedPostgres, query: str) -> None:
+    async with asking(postgres, query) as auth_query:
+        assert await auth_query.ask("alice") is None
+
+
 @pytest.mark.parametrize(
     ("query", "told"),
     [

@@ -1,6 +1,8 @@
 """Logging in through pgfunnel as a user who is in no list: auth_query, and the server login that follows from it."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -165,21 +167,23 @@ def test_a_query_that_may_not_be_run_is_told_in_the_log(pgfunnel: StartPgfunnel,
 def test_the_user_who_asks_needs_no_right_but_that_to_a_function(
     pgfunnel: StartPgfunnel, town: EmbeddedPostgres
 ) -> None:
-    town.psql(
-        "CREATE FUNCTION find_secret(name, OUT text) SECURITY DEFINER SET search_path = pg_catalog LANGUAGE sql AS "
-        "'SELECT rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin'"
-    )
+    operations = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    (statements,) = re.findall(r"```sql\n(CREATE ROLE pgfunnel .*?)```", operations, flags=re.DOTALL)
+    town.psql(statements.replace("...", "its own"))
     pooler = pgfunnel(
         town.url(),
         auth_type="scram-sha-256",
-        userlist={"md5": PASSWORD},
-        auth_user="md5",
-        auth_query="SELECT public.find_secret($1)",
+        userlist={"pgfunnel": "its own"},
+        auth_user="pgfunnel",
+        auth_query="SELECT * FROM public.find_secret($1)",
+        login_failure_delay=0,
     )
     with pooler.login("scram", password=PASSWORD) as wire:
         assert wire.value("SELECT current_user") == "scram"
-    with pooler.login("md5", password=PASSWORD) as wire:  # by the list, which goes before
-        assert wire.value("SELECT current_user") == "md5"
+    with pooler.login("pgfunnel", password="its own") as wire:  # by the list, which goes before
+        assert wire.value("SELECT current_user") == "pgfunnel"
+    for nobody in ("mallory", "postgres"):
+        assert refusal(pooler, nobody).sqlstate == "28P01"
     assert pooler.metric("pgfunnel_auth_query_lookups_total", outcome="found") == 1
 
 
