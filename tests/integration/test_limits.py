@@ -76,7 +76,7 @@ def test_client_for_whom_there_is_no_place_is_told_after_client_login_timeout(
 
 
 def test_client_that_fails_to_log_in_gives_its_place_back(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
-    pooler = pgfunnel(postgres.url(password="secret"), max_client_conn=1, auth_type="plain")
+    pooler = pgfunnel(postgres.url(password="secret"), max_client_conn=1, auth_type="plain", login_failure_delay=0)
     for _ in range(3):
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(pooler.url(password="wrong"))

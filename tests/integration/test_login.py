@@ -38,7 +38,10 @@ USERS: Final = dict.fromkeys((*ROLES, "rejected", "nobody"), PASSWORD)
 @pytest.fixture(scope="module", params=AUTH_TYPES)
 def pooler(request: pytest.FixtureRequest, any_postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
     with Pgfunnel(
-        any_postgres.url(user="postgres", password=PASSWORD), userlist=USERS, auth_type=request.param
+        any_postgres.url(user="postgres", password=PASSWORD),
+        userlist=USERS,
+        auth_type=request.param,
+        login_failure_delay=0,
     ) as pooler:
         yield pooler
 
@@ -266,7 +269,7 @@ def test_nonsense_instead_of_proof_is_refused(proving: Pgfunnel, answer: bytes) 
 
 @pytest.fixture(scope="module")
 def proving(postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
-    with Pgfunnel(postgres.url(password=PASSWORD), auth_type="scram-sha-256") as pooler:
+    with Pgfunnel(postgres.url(password=PASSWORD), auth_type="scram-sha-256", login_failure_delay=0) as pooler:
         yield pooler
 
 
