@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from pooler.credentials.credential import Credential, Md5Hash, Password
-from pooler.dial import ConnectFailedError, Conversation, ServerTls, dial, encrypt
+from pooler.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt
 from pooler.reasons import Reason
 from protocol.errors import ProtocolViolation
 from protocol.kinds import (
@@ -141,7 +141,7 @@ async def _log_in_by_mode(target: Target, parameters: Mapping[str, str]) -> Logi
 def _depends_on_encryption(failure: ConnectFailedError | LoginRefusedError) -> bool:
     if isinstance(failure, LoginRefusedError):
         return failure.at_the_door
-    return failure.reason is Reason.SERVER_TLS_FAILED
+    return isinstance(failure, NoTlsError)
 
 
 async def _attempt(target: Target, parameters: Mapping[str, str], tls: ServerTls | None) -> Login:

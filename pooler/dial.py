@@ -25,6 +25,13 @@ class ConnectFailedError(Exception):
         self.reason = reason
 
 
+class NoTlsError(ConnectFailedError):
+    """TLS has not come about."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.SERVER_TLS_FAILED, message)
+
+
 class ServerTls:
     """TLS towards Postgres. One for all connections, so that each may resume the session of the one before."""
 
@@ -37,17 +44,16 @@ class ServerTls:
         self._session_of: ssl.SSLContext | None = None
 
     async def secure(self, host: str, conversation: "Conversation") -> None:
-        """Encrypt the conversation from here on. Raises ConnectFailedError."""
+        """Encrypt the conversation from here on. Raises NoTlsError."""
         context = self.identity.context
         session = self._session if context is self._session_of else None
         try:
             connection = await secure(conversation.transport, conversation, context, host, session)
         except HandshakeError as error:
-            raise ConnectFailedError(Reason.SERVER_TLS_FAILED, f"TLS with {host}: {error}") from None
+            raise NoTlsError(f"TLS with {host}: {error}") from None
         conversation.transport = connection
         if self.direct and connection.ssl.selected_alpn_protocol() != ALPN:
-            message = f"{host} speaks TLS, but not Postgres directly within it (Postgres 17 does)"
-            raise ConnectFailedError(Reason.SERVER_TLS_FAILED, message)
+            raise NoTlsError(f"{host} speaks TLS, but not Postgres directly within it (Postgres 17 does)")
 
     def remember(self, connection: TlsConnection) -> None:
         """Resume the session of this connection with the next, if the server lets us."""
@@ -106,15 +112,15 @@ class Conversation(asyncio.Protocol):
 
     async def _more(self) -> None:
         if self._lost:
-            raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, self._why_lost())
+            raise self._why_lost()
         self._arrived.clear()
         await self._arrived.wait()
 
-    def _why_lost(self) -> str:
+    def _why_lost(self) -> ConnectFailedError:
         failure = self.tls.failure if self.tls is not None else ""
-        return (
-            f"the server has ended TLS: {failure}" if failure else "the server closed the connection during the login"
-        )
+        if failure:
+            return ConnectFailedError(Reason.SERVER_TLS_FAILED, f"the server has ended TLS: {failure}")
+        return ConnectFailedError(Reason.SERVER_CONNECT_FAILED, "the server closed the connection during the login")
 
     async def until_lost(self) -> None:
         """Wait until the peer has closed the connection."""
@@ -144,8 +150,7 @@ async def encrypt(conversation: Conversation, host: str, tls: ServerTls) -> None
         if answer == b"N" and tls.mode == "prefer":
             return
         if answer == b"N":
-            message = f"{host} has no TLS, and server_tls_sslmode is {tls.mode}"
-            raise ConnectFailedError(Reason.SERVER_TLS_FAILED, message)
+            raise NoTlsError(f"{host} has no TLS, and server_tls_sslmode is {tls.mode}")
         if answer == b"E":
             # Not its text: whoever stands in between could have written it.
             raise ConnectFailedError(

@@ -244,6 +244,22 @@ async def test_a_server_that_falls_silent_times_out(client: Client, says: bytes)
     assert failed.value.reason is Reason.SERVER_CONNECT_TIMEOUT
 
 
+async def test_tls_that_breaks_once_it_has_begun_is_not_done_without(client: Client) -> None:
+    """Whoever stands in between can break it at any time: after the password has been asked for, for example."""
+
+    async def script(peer: Peer) -> None:
+        await peer.accept_tls(tls_context(client.certificates.ec))
+        await peer.packet()
+        peer.say_in_clear(b"\x17\x03\x03\x00\x20" + bytes(32))
+        await peer.until_gone()
+
+    async with scripted_upstream(script) as upstream:
+        with pytest.raises(ConnectFailedError, match="the server has ended TLS: ") as failed:
+            await client.log_in(upstream)
+    assert failed.value.reason is Reason.SERVER_TLS_FAILED
+    assert len(upstream.peers) == 1
+
+
 # --- certificates
 
 

@@ -25,6 +25,7 @@ class Peer:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         self._reader = reader
         self._writer = writer
+        self._plain = writer.transport
         self.number = number
         self.encrypted = False
 
@@ -43,6 +44,10 @@ class Peer:
 
     def say(self, *messages: bytes) -> None:
         self._writer.write(b"".join(messages))
+
+    def say_in_clear(self, data: bytes) -> None:
+        """Say it beside the TLS that has begun, as somebody in between would."""
+        self._plain.write(data)
 
     async def encrypt(self, context: ssl.SSLContext) -> Self:
         await self._writer.start_tls(context)

@@ -119,7 +119,7 @@ def test_a_client_certificate_that_postgres_does_not_trust_is_named_in_the_log(
     )
     with pytest.raises(psycopg.OperationalError, match="No connection to Postgres could be opened"):
         asks(pooler, "cert")
-    pooler.wait_for_log("event=server_connect_failed .*(unknown ca|closed the connection)")
+    pooler.wait_for_log("event=server_connect_failed .*(server_tls_failed.*unknown ca|closed the connection)")
 
 
 @pytest.mark.parametrize(
