@@ -126,7 +126,11 @@ class Janitor:
             login.end(lobby.too_many(f"for {timeout:g} s (client_login_timeout)"))
         for login in _older(lobby.proving, now - timeout):
             if not login.proven:  # else it waits for us
-                login.end(too_slow)
+                login.end(too_slow._replace(hint=self._why_undecided()) if login.undecided else too_slow)
+
+    def _why_undecided(self) -> str:
+        failure = self._premises.pools.upstream.failure
+        return f"Postgres could not be asked who may log in: {failure}." if failure else ""
 
     def _sweep_queues(self, pool: ServerPool, now: float) -> None:
         settings = self._premises.settings

@@ -163,6 +163,11 @@ class ClientLogin(asyncio.Protocol):
         """It has proven that."""
         return self._stage == _POOL
 
+    @property
+    def undecided(self) -> bool:
+        """It has said all that it can say, and Postgres is asked what to make of it."""
+        return self._stage == _DECISION
+
     # --- what arrives
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -36,7 +36,7 @@ class Watch:
         self.throttle = Throttle(
             1.0, 1000, lambda transport: self.departures.linger(transport, self.house.now()), self.house.now
         )
-        upstream = SimpleNamespace(failure="")
+        upstream = self.upstream = SimpleNamespace(failure="")
         house_pool = self.house.pool
 
         class Pools:
@@ -235,6 +235,8 @@ class _Stranger:
     """A login, as the lobby and the janitor see it."""
 
     proven = False
+    undecided = False
+    hint = ""
 
     def __init__(self, lobby: Lobby, since: float) -> None:
         self.lobby, self.since = lobby, since
@@ -244,6 +246,7 @@ class _Stranger:
 
     def end(self, ending: Ending) -> None:
         self.ended_at = ending.reason
+        self.hint = ending.hint
         self.lobby.left(cast("ClientLogin", self), joined=False)
 
 
@@ -258,6 +261,20 @@ def test_a_login_takes_no_longer_than_client_login_timeout(identified: bool) -> 
     assert stranger.ended_at is None
     watch.walk(2 * ROUND_S)
     assert stranger.ended_at is Reason.LOGIN_TIMEOUT
+
+
+@pytest.mark.parametrize("undecided", [True, False])
+def test_a_login_that_postgres_has_to_decide_on_is_told_why_it_has_not(undecided: bool) -> None:
+    watch = Watch(client_login_timeout=5)
+    stranger = _Stranger(watch.lobby, watch.house.time)
+    stranger.undecided = undecided
+    watch.lobby.arrived(cast("ClientLogin", stranger))
+    watch.lobby.identified(cast("ClientLogin", stranger))
+    watch.upstream.failure = "the database system is starting up"
+    watch.walk(6)
+    assert stranger.ended_at is Reason.LOGIN_TIMEOUT
+    told = "Postgres could not be asked who may log in: the database system is starting up."
+    assert stranger.hint == (told if undecided else ""), "else it is the client that has not answered"
 
 
 def test_a_login_that_was_slow_to_say_who_it_is_does_not_gain_time_behind_a_quick_one() -> None:
