@@ -5,7 +5,7 @@ pydantic judges the values. Which of them counts, where it came from and how a m
 
 import sys
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -160,9 +160,22 @@ def _complete(settings: Settings, access: Access) -> Access:
         )
     if settings.auth_type == "any" and settings.upstream.user is None:
         mistakes.append("upstream: it names no user, as whom auth_type any serves everybody")
+    mistakes.extend(_unverifiable(settings, access))
     if mistakes:
         raise ConfigurationError(mistakes)
     return replace(access, users=users)
+
+
+def _unverifiable(settings: Settings, access: Access) -> Iterator[str]:
+    """Yield what asks for certificates of clients that nothing could verify."""
+    if settings.client_tls_ca_file is not None and settings.client_tls_sslmode != "disable":
+        return
+    without = "takes client_tls_ca_file, and a client_tls_sslmode other than disable"
+    if settings.auth_type == "cert":
+        yield f"auth_type: cert {without}"
+    for rule in access.rules:
+        if settings.auth_type == "hba" and (rule.method == "cert" or rule.client_certificate):
+            yield f"auth_hba_file: {rule.place} asks for a certificate of the client's, which {without}"
 
 
 def _users(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:

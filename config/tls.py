@@ -89,7 +89,10 @@ class ClientTls(BaseModel):
         description="Certificate that clients are shown (PEM), followed by those between it and its root.",
     )
     client_tls_ca_file: File = Field(
-        default=None, validate_default=True, description="Root certificates that clients' certificates lead to (PEM)."
+        default=None,
+        validate_default=True,  # together with client_tls_sslmode
+        description="Root certificates that clients' certificates lead to (PEM). With auth_type cert or hba, clients "
+        "may show one in every client_tls_sslmode but disable.",
     )
     client_tls_protocols: Protocols = Field(default="secure", description=_PROTOCOLS)
     client_tls_ciphers: Text = Field(default="default", description=f"Ciphers up to TLS 1.2, {_CIPHERS}")

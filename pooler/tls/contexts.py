@@ -46,6 +46,10 @@ def client_context(settings: Settings) -> TlsContext:
     if settings.client_tls_sslmode.startswith("verify"):
         _trust(context, "client_tls", settings.client_tls_ca_file)
         context.verify_mode = ssl.CERT_REQUIRED
+    elif settings.auth_type in ("cert", "hba") and settings.client_tls_ca_file is not None:
+        # Who needs one is said by auth_type, or rule by rule.
+        _trust(context, "client_tls", settings.client_tls_ca_file)
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 

@@ -58,9 +58,19 @@ def test_any_needs_somebody_as_whom_to_serve() -> None:
         load(["--upstream", "postgresql://localhost/app", "--auth-type", "any"], {})
 
 
-@pytest.mark.parametrize("auth_type", ["cert", "peer", "passthrough"])
+@pytest.mark.parametrize("auth_type", ["peer", "passthrough"])
 def test_who_proves_it_in_another_way_needs_no_password_here(auth_type: str) -> None:
     assert load(["--upstream", "postgresql://localhost/app", "--auth-type", auth_type], {})
+
+
+def test_certificates_of_clients_take_something_to_verify_them_with(files: Path) -> None:
+    without = "takes client_tls_ca_file, and a client_tls_sslmode other than disable"
+    with pytest.raises(ConfigurationError, match=f"auth_type: cert {without}"):
+        load(["--upstream", UPSTREAM, "--auth-type", "cert"], {})
+    for rule in ("hostssl all all all cert", "hostssl all all all md5 clientcert=verify-ca"):
+        (files / "auth_hba_file").write_text(rule)
+        with pytest.raises(ConfigurationError, match=f"line 1 asks for a certificate of the client's, which {without}"):
+            load_files(files)
 
 
 def test_the_files_are_read_again(files: Path) -> None:

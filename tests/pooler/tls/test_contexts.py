@@ -168,3 +168,20 @@ def test_which_clients_have_to_show_a_certificate(
 
 def test_peers_can_not_renegotiate(certificates: Certificates) -> None:
     assert client_context(client_settings(certificates.ec)).options & ssl.OP_NO_RENEGOTIATION
+
+
+@pytest.mark.parametrize(
+    ("auth_type", "sslmode", "mode"),
+    [
+        ("scram-sha-256", "require", ssl.CERT_NONE),
+        ("hba", "require", ssl.CERT_OPTIONAL),
+        ("cert", "prefer", ssl.CERT_OPTIONAL),
+        ("hba", "verify-ca", ssl.CERT_REQUIRED),
+    ],
+)
+def test_clients_may_show_a_certificate_where_a_rule_may_ask_for_it(
+    certificates: Certificates, auth_type: str, sslmode: str, mode: ssl.VerifyMode
+) -> None:
+    given = {"auth_type": auth_type, "auth_hba_file": "/rules", "client_tls_sslmode": sslmode}
+    context = client_context(client_settings(certificates.ec, client_tls_ca_file=certificates.ca, **given))
+    assert context.verify_mode is mode
