@@ -120,7 +120,9 @@ class Pooler:
             self.ledger,
         )
         self.vault.brought.needed = self._has_clients
-        self.lookup = lookup_for(settings, self.vault, server_tls, self.tally.auth_query, self.now, log)
+        self.lookup = lookup_for(
+            settings, self.vault, server_tls, self.pools.upstream, self.tally.auth_query, self.now, log
+        )
         self.passthrough = Passthrough(
             self.pools,
             self.vault.brought,

@@ -51,6 +51,16 @@ class Query(Protocol):
         """Ask no more."""
 
 
+class Upstream(Protocol):
+    """Where it is noted whether Postgres can be reached."""
+
+    def answered(self, now: float) -> None:
+        """It can."""
+
+    def failed(self, now: float, message: str) -> None:
+        """It can't."""
+
+
 class _Known(NamedTuple):
     found: Found
     fresh_until: float
@@ -83,6 +93,7 @@ class Lookup:
         query: Query,
         auth_user: str,
         max_age: float,
+        upstream: Upstream,
         outcomes: Counter[str],
         now: Callable[[], float],
         log: Log,
@@ -101,6 +112,7 @@ class Lookup:
         self._turns = asyncio.Semaphore(CONNECTIONS)
         self._failures = 0
         self._failing_since = 0.0
+        self._upstream = upstream
         self._outcomes = outcomes
 
     def find(self, candidate: Candidate, found: Taken) -> None:
@@ -186,6 +198,7 @@ class Lookup:
 
     def _answered(self, user: str, inquiry: _Inquiry, answer: Found | None) -> None:
         now = self._now()
+        self._upstream.answered(now)
         if self._failures:
             self._log.info("auth_query_recovered", failures=self._failures, after_s=round(now - self._failing_since, 1))
             self._failures = 0
@@ -209,6 +222,8 @@ class Lookup:
 
     def _failed(self, failure: NoAnswerError) -> float:
         """Return how long to wait before the next attempt."""
+        if failure.for_now:
+            self._upstream.failed(self._now(), str(failure))
         if not self._failures:
             self._failing_since = self._now()
         if not self._failures or not failure.for_now:
@@ -258,6 +273,7 @@ def lookup_for(
     settings: Settings,
     vault: Vault,
     tls: ServerTls | None,
+    noted: Upstream,
     outcomes: Counter[str],
     now: Callable[[], float],
     log: Log,
@@ -281,7 +297,7 @@ def lookup_for(
 
     server = Server(upstream.host, upstream.port, auth_user, database, password, partial(_ways, upstream.host, tls))
     query = AuthQuery(settings.auth_query, server, settings.server_connect_timeout, settings.server_idle_timeout)
-    return Lookup(query, auth_user, settings.auth_query_max_age, outcomes, now, log)
+    return Lookup(query, auth_user, settings.auth_query_max_age, noted, outcomes, now, log)
 
 
 def _ways(host: str, tls: ServerTls | None) -> Sequence[Way]:

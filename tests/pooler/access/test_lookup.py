@@ -11,6 +11,7 @@ from pooler.access import lookup as module
 from pooler.access.auth_query import CONNECTIONS, Found, NoAnswerError
 from pooler.access.lookup import Lookup
 from pooler.log import make_log
+from pooler.pools import Upstream
 from pooler.tally import Tally
 from tests.pooler.access.applicant import Applicant
 
@@ -47,7 +48,8 @@ class House:
         self.printed = io.StringIO()
         log = make_log("text", "debug", self.printed)
         self.tally = Tally()
-        self.lookup = Lookup(self.postgres, "asker", 60.0, self.tally.auth_query, lambda: self.time, log)
+        self.upstream = Upstream()
+        self.lookup = Lookup(self.postgres, "asker", 60.0, self.upstream, self.tally.auth_query, lambda: self.time, log)
 
     def asked_more_than(self, times: int) -> bool:
         return len(self.postgres.asked) > times
@@ -150,10 +152,12 @@ async def test_clients_wait_while_postgres_is_away(house: House) -> None:
     visit = house.begin()
     await until(lambda: len(house.postgres.asked) > 10)
     assert not visit.ended
+    assert house.upstream.failure == "connection refused", "as clients are told, and /readyz"
     house.postgres.failure = None
     house.postgres.users["alice"] = Found("secret")
     await until(lambda: visit.secrets == ["secret"])
     assert house.printed.getvalue().count("event=auth_query_failed") == 1
+    assert house.upstream.failing_since is None
     assert "event=auth_query_recovered" in house.printed.getvalue()
 
 
