@@ -27,6 +27,7 @@ from pooler.session import SessionState
 from pooler.sharing import Sharing
 from pooler.sockets import keep_alive
 from pooler.tally import Tally
+from pooler.tls.connection import encryption
 from protocol.messages import TERMINATE, ErrorFields
 from protocol.parameters import Profiles
 from protocol.statements import Library
@@ -274,6 +275,7 @@ class Pools:
                 port=upstream.port,
                 pid=int.from_bytes(login.key[:4], "big"),
                 servers=len(pool.servers) + 1,
+                **encryption(login.transport),
             )
         pool.failures = 0
         pool.opened(server, login.welcome, now)

@@ -38,7 +38,7 @@ from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
 from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limit
 from pooler.tally import Tally
-from pooler.tls.connection import TlsConnection
+from pooler.tls.connection import encryption
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import watch_client_context, watch_server_context
 from pooler.web import Web
@@ -436,7 +436,7 @@ class Pooler:
                 addr=_address(session.transport),
                 application_name=startup.parameters.get("application_name"),
                 rule=login.rule or None,
-                **_encryption(session.transport),
+                **encryption(session.transport),
             )
 
     def _client_ended(self, session: ClientSession, ending: Ending) -> None:
@@ -483,11 +483,3 @@ class Pooler:
 def _address(transport: asyncio.Transport) -> str:
     peer = transport.get_extra_info("peername")
     return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
-
-
-def _encryption(transport: asyncio.Transport) -> dict[str, str | None]:
-    """Return what the log says of it."""
-    if not isinstance(transport, TlsConnection):
-        return {}
-    cipher = transport.ssl.cipher()
-    return {"tls": transport.ssl.version(), "cipher": cipher[0] if cipher is not None else None}

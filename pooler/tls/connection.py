@@ -7,6 +7,7 @@ no cost of a task or a future per connection; why not the event loop's own TLS: 
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, Protocol, cast, final
@@ -58,6 +59,7 @@ class _Records(Protocol):
     def read(self, size: int) -> bytes: ...
     def write(self, data: bytes) -> int: ...
     def pending(self) -> int: ...
+    def do_handshake(self) -> None: ...
 
 
 class HandshakeError(Exception):
@@ -146,6 +148,12 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         subject = cast("tuple[tuple[tuple[str, str], ...], ...]", (certificate or {}).get("subject", ()))
         return tuple(value for names in subject for name, value in names if name == "commonName")
 
+    @property
+    def peer_has_expired(self) -> bool:
+        """The peer's certificate was verified in time, and has expired since: resuming a session verifies nothing."""
+        until = (self.ssl.getpeercert() or {}).get("notAfter")
+        return until is not None and ssl.cert_time_to_seconds(str(until)) < time.time()
+
     # --- what arrives
 
     def data_received(self, data: bytes) -> None:
@@ -184,7 +192,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            failure = error
+            failure = error.with_traceback(None)  # which would refer to this frame, and that to us
         self._incoming.read()
         self._flush()
         if first:
@@ -244,12 +252,12 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._incoming.write(data)
         failure = None
         try:
-            self.ssl.do_handshake()
+            self._records.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
             return
         except ssl.SSLError as error:
-            failure = error
+            failure = error.with_traceback(None)  # which would refer to this frame, and that to us
         rest = self._incoming.read()
         on_ready, self._on_ready = self._on_ready, None
         if failure is None:
@@ -411,3 +419,11 @@ def explain(error: OSError) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return str(error)
+
+
+def encryption(transport: asyncio.Transport) -> dict[str, str | None]:
+    """Return what the log says of a connection's encryption, if it has any."""
+    if not isinstance(transport, TlsConnection):
+        return {}
+    cipher = transport.ssl.cipher()
+    return {"tls": transport.ssl.version(), "cipher": cipher[0] if cipher is not None else None}

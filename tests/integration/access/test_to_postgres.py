@@ -48,7 +48,9 @@ def test_every_way_to_log_in_there_goes_with_every_mode(
 ) -> None:
     options = {"sslmode": mode, "sslrootcert": certificates.ca} if mode.startswith("verify") else {"sslmode": mode}
     pooler = pgfunnel(url(tls_server, role, **options))
-    assert asks(pooler, role) == (role, mode not in ("disable", "allow"))
+    encrypted = mode not in ("disable", "allow")
+    assert asks(pooler, role) == (role, encrypted)
+    assert ("tls=TLSv1.3" in pooler.wait_for_log("event=server_login ")) is encrypted
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -223,6 +225,18 @@ def test_a_rotated_password_needs_no_restart_and_fails_nobody(
         assert asks(pooler, rotated, sql="SELECT 1") == (1,)
     assert pooler.metric("pgfunnel_servers_ended_total", reason="server_login_failed") == 0
     assert not any("'new'" in line or "old" in line for line in pooler.log)
+
+
+def test_a_rotated_password_in_the_auth_file_counts_from_sighup_on(
+    tls_server: EmbeddedPostgres, pgfunnel: StartPgfunnel, rotated: str
+) -> None:
+    pooler = pgfunnel(tls_server.url(), userlist={rotated: "old"}, server_lifetime=0)
+    assert asks(pooler, rotated, sql="SELECT 1") == (1,)
+    tls_server.psql("ALTER ROLE rotated PASSWORD 'new'")
+    Path(str(pooler.settings["auth_file"])).write_text('"rotated" "new"\n')
+    pooler.signal(signal.SIGHUP)
+    pooler.wait_for_log("event=access_reloaded")
+    assert asks(pooler, rotated, sql="SELECT 1") == (1,)
 
 
 def test_a_source_that_fails_is_waited_for_and_named(
