@@ -292,6 +292,8 @@ class ClientLogin(asyncio.Protocol):
             cause, message = cause_of(error), explain(error)
         elif self._direct and tls.ssl.selected_alpn_protocol() != ALPN:
             cause, message = "alpn", f"TLS without an SSLRequest takes ALPN {ALPN!r}"
+        elif tls.ssl.session_reused and tls.peer_has_expired:
+            cause, message = "client_certificate", "the certificate of the session that is resumed has expired"
         self._stage = _FIRST_PACKET
         offer.handshakes.done(self, cause)
         if isinstance(error, ssl.SSLError):

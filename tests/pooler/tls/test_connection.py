@@ -1,6 +1,9 @@
 """TLS with OpenSSL on the other end, its bytes cut anywhere: nothing is lost, nothing is invented, nothing stays."""
 
+import gc
 import ssl
+import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -338,3 +341,46 @@ def test_a_resumed_session_knows_whose_certificate_it_was(certificates: Certific
     second = Link(context, Peer(remembered, session=first.peer.ssl.session)).shake_hands()
     assert second.tls.ssl.session_reused
     assert second.tls.peer_names == ("alice",)
+
+
+def test_a_resumed_session_tells_that_its_certificate_has_expired(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL verifies certificates in full handshakes only."""
+    given = {"client_tls_sslmode": "verify-full", "client_tls_ca_file": certificates.ca}
+    a_link = Link(
+        client_context(client_settings(certificates.ec, **given)),
+        Peer(trusting(certificates, certificates.client("alice"))),
+    ).shake_hands()
+    before = a_link.tls.peer_has_expired
+    monkeypatch.setattr("time.time", lambda: float(ssl.cert_time_to_seconds("Jan  1 00:00:00 2050 GMT")))
+    assert (before, a_link.tls.peer_has_expired) == (False, True)
+    assert not link(certificates).tls.peer_has_expired
+
+
+# --- memory
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("said", [b"hello", None])
+def test_a_connection_that_is_lost_leaves_no_openssl_behind(certificates: Certificates, said: bytes | None) -> None:
+    """Be its handshake done or failed: garbage is collected too rarely for 10 KB each."""
+    a_link = Link(client_context(client_settings(certificates.ec)), Peer(trusting(certificates)))
+    if said is None:
+        a_link.receive(b"GET / HTTP/1.1\r\n\r\n")
+    else:
+        a_link.shake_hands().receive(a_link.peer.says(said))
+        a_link.receive(b"\x17\x03\x03\x00\x20" + bytes(32))
+    a_link.outcomes.clear()
+    openssl = weakref.ref(a_link.tls.ssl)
+    a_link.transport.lose()
+    a_link.transport.protocol = None
+    del a_link.tls
+    assert openssl() is None
