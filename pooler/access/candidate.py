@@ -4,7 +4,6 @@ Only shapes. The Candidate is pooler.login's ClientLogin, the Judge is the Gate;
 """
 
 import asyncio
-import ssl
 from typing import Protocol
 
 from pooler.credentials.credential import Md5Hash
@@ -17,12 +16,12 @@ class Encrypted(Protocol):
     """What the Gate asks of a TLS connection."""
 
     @property
-    def end_point(self) -> bytes | None:
-        """What SCRAM binds its proof to: tls-server-end-point of our certificate, if it has one."""
+    def end_point(self) -> bytes:
+        """What SCRAM binds its proof to: tls-server-end-point of our certificate; empty if it has none."""
 
     @property
-    def ssl(self) -> ssl.SSLObject:
-        """Has the certificate that the client has shown, if it was asked for and verified."""
+    def peer_names(self) -> tuple[str, ...]:
+        """The common names in the certificate that the client has shown, if that was asked for and verified."""
 
 
 class Proof(Protocol):

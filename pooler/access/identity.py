@@ -3,7 +3,7 @@
 import pwd
 import socket
 import struct
-from typing import Final, cast
+from typing import Final
 
 from pooler.access.candidate import Candidate
 from protocol.scram import AuthenticationFailedError
@@ -14,13 +14,11 @@ _UCRED: Final = struct.Struct("iII")
 
 def name_in_certificate(candidate: Candidate) -> str:
     """Return the common name in the certificate that the client has shown. Raises AuthenticationFailedError."""
-    certificate = candidate.tls.ssl.getpeercert() if candidate.tls is not None else None
-    if not certificate:
-        raise AuthenticationFailedError("no certificate that was verified")
-    subject = cast("tuple[tuple[tuple[str, str], ...], ...]", certificate.get("subject", ()))
-    names = [value for attributes in subject for name, value in attributes if name == "commonName"]
+    names = candidate.tls.peer_names if candidate.tls is not None else ()
     if len(names) != 1:
-        raise AuthenticationFailedError(f"a certificate with {len(names)} common names")
+        raise AuthenticationFailedError(
+            f"{len(names)} verified common names in the client's certificate, if it has shown one"
+        )
     if "\0" in names[0]:
         # What comes after it would be overlooked by whoever takes it for the end of the name.
         raise AuthenticationFailedError("a certificate with a zero byte in its common name")

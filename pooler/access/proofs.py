@@ -130,7 +130,7 @@ class ScramProof:
         self._candidate = candidate
         self._secret = secret
         tls = candidate.tls
-        bound_to = (tls.end_point if tls is not None else None) or b""
+        bound_to = tls.end_point if tls is not None else b""
         self._offers_plus = bool(bound_to)
         self.request = _OFFER_PLUS if bound_to else _OFFER
         self._server = ScramServer(secrets.scram(candidate.startup.user, secret), os.urandom, bound_to)
