@@ -11,6 +11,7 @@ import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import StartPgfunnel
+from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel
 from tests.support.wire import sasl_initial_response, startup
 
@@ -131,3 +132,43 @@ def test_a_failure_takes_its_time_and_delays_nobody_else(
         assert user_of(pooler.url(user="alice", password="hush")) == "alice", "it takes the only place"
         assert wrong.error().sqlstate == "28P01"
     assert time.monotonic() - began >= 0.7
+
+
+def test_some_clients_need_a_certificate_and_others_a_password(
+    files: Files, postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, certificates: Certificates
+) -> None:
+    files.rules.write_text(
+        "hostssl all alice all cert map=shop\n"
+        "hostssl all bob all scram-sha-256 clientcert=verify-full\n"
+        "hostssl all all all scram-sha-256\n"
+    )
+    files.maps.write_text(r"shop /^(\w+)\.shop$ \1")
+    files.users.write_text('"bob" "hush"\n"postgres" "hush"\n')
+    pooler = files.start(
+        pgfunnel,
+        postgres,
+        client_tls_sslmode="prefer",
+        client_tls_cert_file=str(certificates.ec.certificate),
+        client_tls_key_file=str(certificates.ec.key),
+        client_tls_ca_file=str(certificates.ca),
+        login_failure_delay=0,
+    )
+
+    def log_in(user: str, certificate: str = "", password: str = "", channel_binding: str = "prefer") -> str:
+        pair = certificates.client(certificate) if certificate else None
+        shown = f"&sslcert={pair.certificate}&sslkey={pair.key}" if pair else "&sslcertmode=disable"
+        url = pooler.url(user=user, password=password or None)
+        return user_of(f"{url}?sslmode=require&channel_binding={channel_binding}{shown}")
+
+    assert log_in("alice", "alice.shop") == "alice"
+    assert log_in("bob", "bob", "hush", "require") == "bob"
+    assert log_in("postgres", "", "hush", "require") == "postgres"
+    for user, certificate in (("alice", "bob.shop"), ("alice", "alice"), ("alice", "")):
+        with pytest.raises(psycopg.OperationalError, match='certificate authentication failed for user "alice"'):
+            log_in(user, certificate)
+    with pytest.raises(psycopg.OperationalError, match='certificate authentication failed for user "bob"'):
+        log_in("bob", "alice.shop", "hush")
+    with pytest.raises(psycopg.OperationalError, match="connection requires a valid client certificate"):
+        log_in("bob", "", "hush")
+    with pytest.raises(psycopg.OperationalError, match="no encryption"):
+        user_of(pooler.url(user="bob", password="hush") + "?sslmode=disable")
