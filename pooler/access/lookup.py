@@ -112,6 +112,8 @@ class Lookup:
         self._turns = asyncio.Semaphore(CONNECTIONS)
         self._failures = 0
         self._failing_since = 0.0
+        self._retry_at = 0.0
+        """After a failure: no further attempt before this, for whatever user."""
         self._upstream = upstream
         self._outcomes = outcomes
 
@@ -162,21 +164,26 @@ class Lookup:
 
     async def _ask(self, user: str, inquiry: _Inquiry) -> None:
         try:
-            async with self._turns:
-                while inquiry.wanted:
-                    try:
-                        answer = await self._query.ask(user)
-                    except NoAnswerError as failure:
-                        pause = self._failed(failure)
-                        if not failure.for_now:
-                            self._give_up(user, inquiry)
-                            return
-                        await asyncio.sleep(pause)
-                    else:
-                        self._answered(user, inquiry, answer)
-                        return
+            done = False
+            while inquiry.wanted and not done:
+                async with self._turns:  # one attempt: whoever can't be looked up does not keep others from it
+                    await asyncio.sleep(self._retry_at - self._now())
+                    done = not inquiry.wanted or await self._try(user, inquiry)
         finally:
             self._end(user, inquiry)
+
+    async def _try(self, user: str, inquiry: _Inquiry) -> bool:
+        """Ask once; False if there may be an answer later."""
+        try:
+            answer = await self._query.ask(user)
+        except NoAnswerError as failure:
+            self._failed(failure)
+            if failure.for_now:
+                return False
+            self._give_up(user, inquiry)
+        else:
+            self._answered(user, inquiry, answer)
+        return True
 
     def _end(self, user: str, inquiry: _Inquiry) -> None:
         if inquiry.patience is not None:
@@ -202,6 +209,7 @@ class Lookup:
         if self._failures:
             self._log.info("auth_query_recovered", failures=self._failures, after_s=round(now - self._failing_since, 1))
             self._failures = 0
+            self._retry_at = 0.0
         self._known.pop(user, None)
         if answer is None:
             _keep(self._unknown, user, now + FRESH_S)
@@ -220,19 +228,20 @@ class Lookup:
                 self._outcomes[outcome] += 1
                 found(secret)
 
-    def _failed(self, failure: NoAnswerError) -> float:
-        """Return how long to wait before the next attempt."""
+    def _failed(self, failure: NoAnswerError) -> None:
+        now = self._now()
         if failure.for_now:
-            self._upstream.failed(self._now(), str(failure))
+            self._upstream.failed(now, str(failure))
+            self._retry_at = now + min(FIRST_RETRY_S * 2.0 ** min(self._failures, 10), LONGEST_RETRY_S)
         if not self._failures:
-            self._failing_since = self._now()
+            self._failing_since = now
         if not self._failures or not failure.for_now:
             # Once for each time that it is away: hundreds may be waiting.
             self._log.warning("auth_query_failed", error=str(failure), waiting=len(self._inquiries))
         self._failures += 1
-        return min(FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 10), LONGEST_RETRY_S)
 
     def _give_up(self, user: str, inquiry: _Inquiry) -> None:
+        self._end(user, inquiry)
         self._make_do(user, inquiry)
         clients, inquiry.clients = inquiry.clients, []
         for candidate, _ in clients:

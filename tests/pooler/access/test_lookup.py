@@ -25,6 +25,8 @@ class ScriptedPostgres:
     def __init__(self) -> None:
         self.users: dict[str, Found] = {}
         self.failure: NoAnswerError | None = None
+        self.stuck: set[str] = set()
+        """Users for whom the query fails each time."""
         self.answers = asyncio.Event()
         self.answers.set()
         self.asked: list[str] = []
@@ -33,6 +35,8 @@ class ScriptedPostgres:
     async def ask(self, user: str) -> Found | None:
         self.asked.append(user)
         await self.answers.wait()
+        if user in self.stuck:
+            raise ABSENT
         if self.failure is not None:
             raise self.failure
         return self.users.get(user)
@@ -159,6 +163,15 @@ async def test_clients_wait_while_postgres_is_away(house: House) -> None:
     assert house.printed.getvalue().count("event=auth_query_failed") == 1
     assert house.upstream.failing_since is None
     assert "event=auth_query_recovered" in house.printed.getvalue()
+
+
+async def test_users_for_whom_the_query_fails_do_not_keep_out_others(house: House) -> None:
+    house.postgres.stuck = {f"stuck {number}" for number in range(2 * CONNECTIONS)}
+    for user in house.postgres.stuck:
+        house.begin(user)
+    await until(partial(house.asked_more_than, 10))
+    house.postgres.users["alice"] = Found("secret")
+    assert (await house.find()).secrets == ["secret"]
 
 
 async def test_what_was_known_serves_while_postgres_is_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
