@@ -19,6 +19,7 @@ from pooler.reasons import Reason
 from pooler.way_back import Step
 from protocol.parameters import ONLY_AT_START
 from tests.conftest import StartPgfunnel
+from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel, eventually
 
 ROOT: Final = Path(__file__).parents[1]
@@ -161,16 +162,27 @@ def test_tests_that_are_named_exist() -> None:
 
 
 @pytest.fixture
-def experienced(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
+def experienced(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, certificates: Certificates) -> Pgfunnel:
     """Start a pooler to which everything has happened that is counted by kind."""
     postgres.psql("CREATE OR REPLACE FUNCTION hide() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(1)'")
-    pooler = pgfunnel(postgres.url(), server_lifetime=0, session_state="temporary=reject", pin_audit=1)
+    pooler = pgfunnel(
+        postgres.url(),
+        server_lifetime=0,
+        session_state="temporary=reject",
+        pin_audit=1,
+        client_tls_sslmode="prefer",
+        client_tls_cert_file=str(certificates.ec.certificate),
+        client_tls_key_file=str(certificates.ec.key),
+    )
     with pooler.login() as client:
         client.query("SELECT hide()")
         client.query("CREATE TEMP TABLE refused ()")
     with pooler.connect() as nobody:
         nobody.send(b"GET / HTTP/1.1\r\n\r\n")
         nobody.read_to_end()
+    with pooler.connect() as nobody:
+        nobody.send(b"\x16\x03\x01\0\x01\0")
+        nobody.receive()
     eventually(lambda: pooler.metric("pgfunnel_servers_ended_total") == 1)
     return pooler
 

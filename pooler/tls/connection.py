@@ -235,7 +235,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     # --- the handshake
 
     def _wait_for_turn(self, data: bytes) -> None:
-        # Only the first step is dear: it has the signature in it.
+        # Only the first step is dear: keys are agreed on in it, and ours signs.
         turns, self._turns = self._turns, None
         if turns is None or turns.take(partial(self._take_late_turn, data)):
             self._shake_hands(data)
