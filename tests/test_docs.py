@@ -181,7 +181,7 @@ def experienced(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, certificate
         nobody.send(b"GET / HTTP/1.1\r\n\r\n")
         nobody.read_to_end()
     with pooler.connect() as nobody:
-        nobody.send(b"\x16\x03\x01\0\x01\0")
+        nobody.send(b"\x16\x03\x01\0\x04\x02\0\0\0")
         nobody.receive()
     eventually(lambda: pooler.metric("pgfunnel_servers_ended_total") == 1)
     return pooler
