@@ -26,8 +26,10 @@ public class Attempts {
         options.setProperty("password", given[4]);
         options.setProperty("sslmode", given[5]);
         options.setProperty("sslrootcert", given[6]);
-        options.setProperty("sslcert", given[7].isEmpty() ? "/none" : given[7]);
-        options.setProperty("sslkey", given[8].isEmpty() ? "/none" : given[8]);
+        if (!given[7].isEmpty()) {
+            options.setProperty("sslcert", given[7]);
+            options.setProperty("sslkey", given[8]);
+        }
         options.setProperty("gssEncMode", "disable");
         options.setProperty("loginTimeout", "10");
         String url = "jdbc:postgresql://" + given[0] + ":" + given[1] + "/" + given[2];

@@ -288,7 +288,7 @@ class Jdbc(LineDriver):
 
     def command(self) -> list[str]:
         # What is compiled for each run had better be compiled quickly than well.
-        quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+        quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Duser.home=/nonexistent"]
         return ["java", *quick, "-cp", str(JDBC), str(HERE / "Attempts.java")]
 
     def key(self, pair: Pair) -> Path:

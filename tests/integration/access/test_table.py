@@ -42,22 +42,45 @@ def drivers(node_modules: None) -> Iterator[list[Driver]]:
         yield [stack.enter_context(kind()) for kind in kinds]
 
 
+@pytest.fixture
+def how(auth_type: str, sslmode: str) -> Pooler:
+    return Pooler(auth_type, sslmode)
+
+
+@pytest.fixture
+def pgfunnel(how: Pooler, tls_server: EmbeddedPostgres, certificates: Certificates, tmp_path: Path) -> Pgfunnel:
+    return pooler(how, tls_server, certificates, tmp_path)
+
+
+# Two classes, so that two processes may share them.
 @pytest.mark.parametrize("sslmode", SSLMODES)
-@pytest.mark.parametrize("auth_type", AUTH_TYPES)
-def test_who_gets_in(
-    auth_type: str,
-    sslmode: str,
-    tls_server: EmbeddedPostgres,
-    certificates: Certificates,
-    drivers: Sequence[Driver],
-    tmp_path: Path,
-) -> None:
-    with pooler(Pooler(auth_type, sslmode), tls_server, certificates, tmp_path) as pgfunnel:
+@pytest.mark.parametrize("auth_type", AUTH_TYPES[:4])
+class TestLoginsByPassword:
+    def test_who_gets_in(
+        self, how: Pooler, pgfunnel: Pgfunnel, drivers: Sequence[Driver], certificates: Certificates
+    ) -> None:
+        check(how, pgfunnel, drivers, certificates)
+
+
+@pytest.mark.parametrize("sslmode", SSLMODES)
+@pytest.mark.parametrize("auth_type", AUTH_TYPES[4:])
+class TestLoginsByOtherMeans:
+    def test_who_gets_in(
+        self, how: Pooler, pgfunnel: Pgfunnel, drivers: Sequence[Driver], certificates: Certificates
+    ) -> None:
+        if how == Pooler("cert", "disable"):
+            assert pgfunnel.refuses_to_start() != 0
+        else:
+            check(how, pgfunnel, drivers, certificates)
+
+
+def check(how: Pooler, pgfunnel: Pgfunnel, drivers: Sequence[Driver], certificates: Certificates) -> None:
+    with pgfunnel:
         for driver in drivers:
-            crowd = list(clients(driver, Pooler(auth_type, sslmode), pgfunnel.port, certificates))
+            crowd = list(clients(driver, how, pgfunnel.port, certificates))
             outcomes = driver.attempt([client.attempt for client in crowd])
             for client, seen in zip(crowd, outcomes, strict=True):
-                due = expected(Pooler(auth_type, sslmode), client)
+                due = expected(how, client)
                 case = f"{driver.name}, {told(client)}: {seen}, and not {due}"
                 assert seen.user == due.user, case
                 assert seen.user or seen.sqlstate in due.sqlstates, case
