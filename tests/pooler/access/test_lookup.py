@@ -2,17 +2,29 @@
 
 import asyncio
 import io
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import pytest
+from pydantic import SecretStr
 
+from config.password_source import FromEnvironment
+from config.settings import Settings
+from config.tls import SslMode
+from config.upstream import Upstream as Url
 from pooler.access import lookup as module
-from pooler.access.auth_query import CONNECTIONS, Found, NoAnswerError
-from pooler.access.lookup import Lookup
+from pooler.access.auth_query import CONNECTIONS, AuthQuery, Found, NoAnswerError, Server
+from pooler.access.lookup import Lookup, lookup_for
+from pooler.credentials.sourced import SourcedPasswords
+from pooler.credentials.vault import Vault
+from pooler.dial import ServerTls
 from pooler.log import make_log
 from pooler.pools import Upstream
 from pooler.tally import Tally
+from pooler.tls.watched import watch_server_context
+from protocol.scram import md5_secret
 from tests.pooler.access.applicant import Applicant
 
 ABSENT = NoAnswerError("connection refused", for_now=True)
@@ -252,3 +264,82 @@ async def test_secrets_are_not_shown(house: House) -> None:
     await house.find("bob")
     shown = repr(house.lookup._known) + repr(house.postgres.users) + house.printed.getvalue()
     assert "hunter2" not in shown
+
+
+# --- as the settings describe it
+
+
+def server_of(
+    vault: Vault | None = None,
+    tls: ServerTls | None = None,
+    *,
+    upstream: str = "postgresql://db.example/shop",
+    auth_dbname: str = "",
+) -> Server:
+    given = Settings(upstream=Url.parse(upstream), auth_user="asker", auth_dbname=auth_dbname)
+    lookup = lookup_for(
+        given, vault or Vault({}), tls, Upstream(), Counter(), time.monotonic, make_log("text", "debug", io.StringIO())
+    )
+    assert lookup is not None
+    assert isinstance(lookup._query, AuthQuery)
+    return lookup._query._server
+
+
+async def test_without_an_auth_user_nobody_is_looked_up() -> None:
+    settings = Settings(upstream="postgresql://db.example/shop")
+    log = make_log("text", "debug", io.StringIO())
+    assert lookup_for(settings, Vault({}), None, Upstream(), Counter(), time.monotonic, log) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "auth_dbname", "database"),
+    [
+        ("postgresql://db.example/shop", "", "shop"),
+        ("postgresql://db.example/shop", "people", "people"),
+        ("postgresql://db.example", "", "asker"),
+    ],
+)
+async def test_the_database_is_that_of_the_settings(url: str, auth_dbname: str, database: str) -> None:
+    assert server_of(upstream=url, auth_dbname=auth_dbname).database == database
+
+
+async def test_its_password_is_asked_for_where_all_others_are() -> None:
+    class Desk:
+        keeps_s = 60.0
+        says = "old"
+
+        async def ask(self, user: str) -> str:
+            return self.says
+
+    desk = Desk()
+    vault = Vault({}, SourcedPasswords(FromEnvironment("PASSWORD"), desk, "asker", time.monotonic))
+    server = server_of(vault)
+    assert await server.password(None) == "old"
+    desk.says = "rotated"
+    assert await server.password(None) == "old"
+    assert await server.password("old") == "rotated"
+    assert await server_of(Vault({"asker": SecretStr("listed")})).password("listed") == "listed"
+    assert await server_of().password(None) == "", "which is enough for trust"
+
+
+async def test_a_hash_of_its_password_is_not_enough() -> None:
+    with pytest.raises(NoAnswerError, match="has to be known in clear"):
+        await server_of(Vault({"asker": SecretStr(md5_secret("asker", "hush"))})).password(None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "host", "encrypted"),
+    [
+        ("allow", "db.example", [False, True]),
+        ("prefer", "db.example", [True, False]),
+        ("require", "db.example", [True]),
+        ("verify-full", "db.example", [True]),
+        ("require", "/run/postgresql", [False]),
+    ],
+)
+async def test_it_is_asked_over_tls_as_server_tls_sslmode_says(mode: SslMode, host: str, encrypted: list[bool]) -> None:
+    settings = Settings(upstream=f"postgresql://x/shop?host={host}", server_tls_sslmode=mode)
+    context = watch_server_context(settings, make_log("text", "debug", io.StringIO()))
+    server = server_of(tls=ServerTls(mode, context), upstream=f"postgresql://x/shop?host={host}")
+    assert [way.context is context.context for way in server.ways()] == encrypted
+    assert [way.context is not None for way in server.ways()] == encrypted
