@@ -226,3 +226,15 @@ def test_a_storm_of_clients_is_one_login_at_postgres(pgfunnel: StartPgfunnel, to
             wire.authenticate("scram", PASSWORD)
     assert pooler.metric("pgfunnel_server_logins_total") == 1
     assert pooler.metric("pgfunnel_client_logins_total") == 100
+
+
+@pytest.mark.parametrize(
+    ("password", "dbname", "held_back"), [("wrong", "postgres", True), (PASSWORD, "nowhere", False)]
+)
+def test_a_wrong_password_is_told_after_a_while_and_nothing_else_is(
+    pgfunnel: StartPgfunnel, town: EmbeddedPostgres, password: str, dbname: str, held_back: bool
+) -> None:
+    pooler = pgfunnel(address(town), auth_type="passthrough", login_failure_delay=1)
+    begin = time.monotonic()
+    assert attempt(pooler, "scram", password, dbname) is not None
+    assert (time.monotonic() - begin >= 1) is held_back
