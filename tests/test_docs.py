@@ -201,7 +201,7 @@ def test_every_metric_is_described_and_there_is_no_other(experienced: Pgfunnel) 
     text = read("docs/metrics.md")
     told = {name: (kind, set(filter(None, labels.split(", ")))) for name, kind, labels, *_ in rows(text, "metric")}
     assert told == {name: figures for name, figures in exposed.items() if name.startswith("pgfunnel_")}
-    section = text[text.index("## States") :]
-    assert {(name, state) for name, state, *_ in rows(section, "metric")} == states
+    sections = [text[text.index(title) :] for title in ("## States", "## Outcomes")]
+    assert {(name, state) for section in sections for name, state, *_ in rows(section, "metric")} == states
     of_the_process = set(re.findall(r"`((?:process|python)_\w+)`", text[text.index("## Of the process") :]))
     assert of_the_process == {name for name in exposed if not name.startswith("pgfunnel_")}
