@@ -4,6 +4,7 @@ A failure takes the same work whether the user exists or not.
 """
 
 import asyncio
+import contextlib
 import hmac
 import os
 from typing import Final
@@ -145,10 +146,13 @@ class ScramProof:
             if not (self._offers_plus if plus else mechanism == _SCRAM):
                 raise AuthenticationFailedError("a SASL mechanism that was not offered")
             return authentication_sasl_continue(self._server.first(data, plus=plus))
+        secret = self._secret
+        if not secret or is_md5_secret(secret):
+            with contextlib.suppress(AuthenticationFailedError):
+                self._server.final(payload)  # it never matches a mock, and takes as long
+            raise AuthenticationFailedError("only an md5 hash is known, and SCRAM takes more" if secret else _UNKNOWN)
         final = self._server.final(payload)
-        if not self._secret or is_md5_secret(self._secret):
-            raise AuthenticationFailedError("no such user, or one without a password for SCRAM")
-        learnt: Learnt = self._server.keys if is_scram_secret(self._secret) else self._secret
+        learnt: Learnt = self._server.keys if is_scram_secret(secret) else secret
         self._judge.accept(self._candidate, authentication_sasl_final(final), learnt)
         return None
 

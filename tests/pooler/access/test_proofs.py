@@ -87,6 +87,22 @@ def test_who_fails_learns_that_and_the_log_learns_why(auth_type: AuthType) -> No
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize(
+    ("user", "secret", "why"),
+    [
+        ("bob", PASSWORD, "no such user, or one without a password"),
+        ("alice", "", "no such user, or one without a password"),
+        ("alice", PASSWORD, "proof does not match"),
+        ("alice", md5_secret("alice", PASSWORD), "only an md5 hash is known, and SCRAM takes more"),
+    ],
+)
+def test_the_log_learns_why_scram_has_failed(user: str, secret: str, why: str) -> None:
+    applicant = Applicant(user)
+    applicant.try_to_get_in(gate("scram-sha-256", alice=secret), "wrong")
+    assert applicant.ending is not None
+    assert applicant.ending.why == why
+
+
 @pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
 def test_a_stored_secret_that_is_malformed_is_refused_at_start(auth_type: AuthType) -> None:
     with pytest.raises(ValueError, match='the secret of user "alice" is a malformed SCRAM secret') as refusal:
