@@ -205,3 +205,12 @@ def test_every_metric_is_described_and_there_is_no_other(experienced: Pgfunnel) 
     assert {(name, state) for section in sections for name, state, *_ in rows(section, "metric")} == states
     of_the_process = set(re.findall(r"`((?:process|python)_\w+)`", text[text.index("## Of the process") :]))
     assert of_the_process == {name for name in exposed if not name.startswith("pgfunnel_")}
+
+
+def test_every_published_hole_that_is_named_is_in_the_tests_that_are_named_with_it() -> None:
+    table = list(rows(read("docs/security.md"), "hole"))
+    for cells in table:
+        tests = "".join(read(name) for name in re.findall(r"tests/\w+\.py", cells[-1]))
+        for number in re.findall(r"CVE-[\d-]+\d", cells[0]):
+            assert number in tests or f"test_{number.lower().replace('-', '_')}_" in tests, number
+    assert len(table) > 15

@@ -121,6 +121,7 @@ def challenge(iterations: str, nonce: str = "{}server") -> Script:
 
 @pytest.mark.parametrize("iterations", ["2147483647", "100000000", "99999999999999999999", "0", "-1", "x", ""])
 def test_cve_2026_6669_a_server_that_wants_endless_iterations_gets_none(in_clear: Hostile, iterations: str) -> None:
+    """JDBC has had that, too (CVE-2026-42198)."""
     process = psutil.Process(in_clear.pooler.process.pid)
     before = sum(process.cpu_times()[:2])
     in_clear.refusal(challenge(iterations))
