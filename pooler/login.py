@@ -272,7 +272,8 @@ class ClientLogin(asyncio.Protocol):
         data, self._buffer = self._buffer, b""
         if not self._direct:
             if data:
-                self.end(Ending(Reason.CLIENT_VIOLATION, message="received unencrypted data after an SSL request"))
+                message = "received unencrypted data after an encryption request"
+                self.end(Ending(Reason.CLIENT_VIOLATION, ClientViolation.sqlstate, message))
                 return
             self.transport.write(b"S")
         elif len(data) > MAX_EARLY_SIZE:

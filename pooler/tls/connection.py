@@ -44,8 +44,8 @@ class Buffers(NamedTuple):
 class TlsContext(ssl.SSLContext):
     """An SSLContext, with what our connections need beside it."""
 
-    certificate: bytes = b""
-    """What peers are shown first (DER): the standard library's can't tell."""
+    end_point: bytes = b""
+    """What binds proofs to the certificate that clients are shown; see binding. The standard library can't tell."""
 
     def __init__(self, protocol: int) -> None:
         """`protocol` is ssl.PROTOCOL_TLS_SERVER or ssl.PROTOCOL_TLS_CLIENT."""
@@ -136,9 +136,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     def end_point(self) -> bytes:
         """What binds a proof to this connection: tls-server-end-point (RFC 5929); empty if the certificate has none."""
         if self.ssl.server_side:
-            certificate = cast("TlsContext", self.ssl.context).certificate
-        else:
-            certificate = self.ssl.getpeercert(binary_form=True) or b""
+            return cast("TlsContext", self.ssl.context).end_point
+        certificate = self.ssl.getpeercert(binary_form=True)
         return server_end_point(certificate) if certificate else b""
 
     @property

@@ -10,6 +10,7 @@ from typing import Final
 
 from config.settings import Settings
 from config.tls import oldest_and_newest
+from pooler.tls.binding import server_end_point
 from pooler.tls.connection import TlsContext
 
 ALPN: Final = "postgresql"
@@ -38,6 +39,7 @@ def client_context(settings: Settings) -> TlsContext:
     context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
     _choose(context, "client_tls", settings.client_tls_protocols, settings.client_tls_ciphers)
     _show(context, "client_tls", settings.client_tls_cert_file, settings.client_tls_key_file)
+    context.end_point = _binding(settings.client_tls_cert_file)
     _agree_on_keys(context, settings)
     context.set_alpn_protocols([ALPN])
     context.num_tickets = settings.client_tls_tickets
@@ -103,14 +105,13 @@ def _show(context: TlsContext, side: str, certificate: Path | None, key: Path | 
         raise TlsSettingsError(
             f"{side}_cert_file, {side}_key_file: {key} {reason} for {certificate} ({error.reason or error})"
         ) from None
-    context.certificate = _first_certificate(certificate)
 
 
-def _first_certificate(file: Path) -> bytes:
-    text = file.read_text("ascii", "replace")
-    begin = text.index(ssl.PEM_HEADER)
-    end = text.index(ssl.PEM_FOOTER, begin) + len(ssl.PEM_FOOTER)
-    return ssl.PEM_cert_to_DER_cert(text[begin:end])
+def _binding(file: Path | None) -> bytes:
+    """Return what proofs are bound to by the first of the certificates in a file."""
+    _, header, rest = file.read_text("ascii", "replace").partition(ssl.PEM_HEADER) if file is not None else ("", "", "")
+    body, footer, _ = rest.partition(ssl.PEM_FOOTER)
+    return server_end_point(ssl.PEM_cert_to_DER_cert(header + body + footer)) if footer else b""
 
 
 def _trust(context: TlsContext, side: str, authorities: Path | None) -> None:

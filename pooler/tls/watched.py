@@ -6,7 +6,7 @@ from pathlib import Path
 from config.settings import Settings
 from pooler.log import Log
 from pooler.tls.connection import TlsContext
-from pooler.tls.contexts import TlsSettingsError, client_context, server_context
+from pooler.tls.contexts import client_context, server_context
 
 _Stamp = tuple[int, int, int] | None
 """What changes with a file's contents; None = it is not there."""
@@ -29,7 +29,7 @@ class WatchedContext:
         self._stamps = self._look()
         try:
             self.context = self._make()
-        except TlsSettingsError as error:
+        except (ValueError, OSError) as error:  # TlsSettingsError among them; a file may go while it is read
             self._log.error("tls_reload_failed", side=self._side, error=str(error), advice="the old files stay in use")
         else:
             self._log.info("tls_reloaded", side=self._side)
