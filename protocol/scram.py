@@ -102,11 +102,12 @@ class ScramKeys(NamedTuple):
 class ScramServer:
     """The server's side of one login. Give it the client's two messages in turn."""
 
-    __slots__ = ("_bound_to", "_channel", "_client_first_bare", "_client_key", "_nonce", "_secret", "_server_first")
+    __slots__ = ("_bound_to", "_channel", "_client_first_bare", "_client_key", "_nonce", "_server_first", "secret")
 
     def __init__(self, secret: ScramSecret, random_bytes: Callable[[int], bytes], bound_to: bytes = b"") -> None:
         """`bound_to` is the channel's tls-server-end-point data, if SCRAM-SHA-256-PLUS has been offered."""
-        self._secret = secret
+        self.secret = secret
+        """Its keys are not looked at before the final message: they may be derived until then."""
         self._bound_to = bound_to
         self._nonce = _encode(random_bytes(_NONCE_SIZE))
 
@@ -127,7 +128,7 @@ class ScramServer:
         self._channel = _encode(header + self._bound_to if plus else header)
         self._client_first_bare = bare
         self._nonce = client_nonce + self._nonce
-        secret = self._secret
+        secret = self.secret
         self._server_first = b"r=%b,s=%b,i=%d" % (self._nonce, _encode(secret.salt), secret.iterations)
         return self._server_first
 
@@ -145,7 +146,7 @@ class ScramServer:
         proof = _decode(encoded_proof)
         if len(proof) != _KEY_SIZE:
             raise AuthenticationFailedError("malformed proof")
-        secret = self._secret
+        secret = self.secret
         auth_message = b"%b,%b,%b" % (self._client_first_bare, self._server_first, without_proof)
         client_key = _xor(proof, hmac_sha256(secret.stored_key, auth_message))
         if not hmac.compare_digest(sha256(client_key).digest(), secret.stored_key):
@@ -156,7 +157,7 @@ class ScramServer:
     @property
     def keys(self) -> ScramKeys:
         """What the client's proof has shown, once it has: enough to log in elsewhere where the secret is the same."""
-        secret = self._secret
+        secret = self.secret
         return ScramKeys(self._client_key, secret.server_key, secret.salt, secret.iterations)
 
 

@@ -163,30 +163,56 @@ LISTS: Final = {
 }
 
 
+@pytest.fixture
+def derivations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note what costs time in a login: the passwords that keys are derived from."""
+    derived: list[str] = []
+    derive = scram.salted_password
+
+    def noted(password: str, salt: bytes, iterations: int) -> bytes:
+        derived.append(password)
+        return derive(password, salt, iterations)
+
+    monkeypatch.setattr(scram, "salted_password", noted)
+    return derived
+
+
+def gate_with(kind: str, auth_type: AuthType) -> Gate:
+    return Gate(auth_type, Access({user: SecretStr(secret) for user, secret in LISTS[kind].items()}), 4096)
+
+
 @pytest.mark.parametrize("kind", LISTS)
 @pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
 async def test_unknown_users_take_the_same_work_as_wrong_passwords(
-    monkeypatch: pytest.MonkeyPatch, auth_type: AuthType, kind: str
+    derivations: list[str], auth_type: AuthType, kind: str
 ) -> None:
-    """But for the first login of a user whose password is listed as such: what SCRAM takes is derived then."""
-    derivations = 0
-    derive = scram.salted_password
-
-    def counted(password: str, salt: bytes, iterations: int) -> bytes:
-        nonlocal derivations
-        derivations += 1
-        return derive(password, salt, iterations)
-
-    access = Access({user: SecretStr(secret) for user, secret in LISTS[kind].items()})
-    gate = Gate(auth_type, access, 4096)
+    """But for the first answer of a user whose password is listed as such: what SCRAM takes is derived then."""
+    gate = gate_with(kind, auth_type)
     await seen_by(gate, "known")
-    monkeypatch.setattr(scram, "salted_password", counted)
     work = []
     for user in ("known", "nobody"):
-        before = derivations
+        derivations.clear()
         seen = await seen_by(gate, user)
-        work.append((derivations - before, seen))
+        work.append((len(derivations), seen))
     assert work[0] == work[1]
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("user", ["known", "nobody"])
+def test_nobody_is_asked_later_for_being_known(derivations: list[str], user: str, kind: str) -> None:
+    """Failures are told after a delay, which hides what they cost; a question is asked at once."""
+    gate = gate_with(kind, "scram-sha-256")
+    applicant = Applicant(user)
+    gate.examine(applicant)
+    assert challenge(gate, applicant)
+    assert derivations == []
+
+
+def challenge(gate: Gate, applicant: Applicant) -> bytes:
+    data = b"n,,n=,r=abcdefgh"
+    challenge = applicant.say(gate, b"SCRAM-SHA-256\0" + len(data).to_bytes(4, "big") + data)
+    assert challenge is not None
+    return challenge[9:]
 
 
 async def seen_by(gate: Gate, user: str) -> list[object]:
@@ -198,10 +224,7 @@ async def seen_by(gate: Gate, user: str) -> list[object]:
     if applicant.proof.request[8] != SASL:
         applicant.say(gate, b"wrong\0")
     else:
-        data = b"n,,n=,r=abcdefgh"
-        challenge = applicant.say(gate, b"SCRAM-SHA-256\0" + len(data).to_bytes(4, "big") + data)
-        assert challenge is not None
-        nonce, salt, iterations = challenge[9:].split(b",")
+        nonce, salt, iterations = challenge(gate, applicant).split(b",")
         seen += [len(nonce), len(salt), iterations]
         applicant.say(gate, b"c=biws," + nonce + b",p=" + base64.b64encode(bytes(32)))
     assert not await applicant.verdict()

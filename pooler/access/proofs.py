@@ -124,17 +124,18 @@ class Md5Proof:
 class ScramProof:
     """SCRAM-SHA-256, over TLS SCRAM-SHA-256-PLUS too."""
 
-    __slots__ = ("_candidate", "_judge", "_offers_plus", "_secret", "_server", "_started", "request")
+    __slots__ = ("_candidate", "_judge", "_offers_plus", "_secret", "_secrets", "_server", "_started", "request")
 
     def __init__(self, judge: Judge, candidate: Candidate, secret: str | None, secrets: Secrets) -> None:
         self._judge = judge
         self._candidate = candidate
         self._secret = secret
+        self._secrets = secrets
         tls = candidate.tls
         bound_to = tls.end_point if tls is not None else b""
         self._offers_plus = bool(bound_to)
         self.request = _OFFER_PLUS if bound_to else _OFFER
-        self._server = ScramServer(secrets.scram(candidate.startup.user, secret), os.urandom, bound_to)
+        self._server = ScramServer(secrets.challenge(candidate.startup.user, secret), os.urandom, bound_to)
         self._started = False
 
     def answer(self, payload: bytes) -> bytes | None:
@@ -151,6 +152,7 @@ class ScramProof:
             with contextlib.suppress(AuthenticationFailedError):
                 self._server.final(payload)  # it never matches a mock, and takes as long
             raise AuthenticationFailedError("only an md5 hash is known, and SCRAM takes more" if secret else _UNKNOWN)
+        self._server.secret = self._secrets.scram(self._candidate.startup.user, secret)
         final = self._server.final(payload)
         learnt: Learnt = self._server.keys if is_scram_secret(secret) else secret
         self._judge.accept(self._candidate, authentication_sasl_final(final), learnt)

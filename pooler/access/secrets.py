@@ -58,6 +58,16 @@ class Secrets:
         """Return the secret of a user of the list, None if there is no such user."""
         return self._users.get(user)
 
+    def challenge(self, user: str, secret: str | None) -> ScramSecret:
+        """Return what SCRAM asks a user by who has this secret, or none; its keys may be a mock's.
+
+        Nothing is derived for it, so that nobody is asked later for being known.
+        """
+        if secret and is_scram_secret(secret):
+            return self.scram(user, secret)
+        mock = self.mock(user)
+        return mock._replace(iterations=self._iterations) if secret and not is_md5_secret(secret) else mock
+
     def scram(self, user: str, secret: str | None) -> ScramSecret:
         """Return what SCRAM takes for this secret; a mock, by which nobody gets in, where there is none.
 
@@ -73,7 +83,7 @@ class Secrets:
                 except ValueError:
                     return self.mock(user)
             else:
-                scram = ScramSecret.of_password(secret, os.urandom(_SALT_SIZE), self._iterations)
+                scram = ScramSecret.of_password(secret, self.mock(user).salt, self._iterations)
             if len(self._scram) >= _MOST_DERIVED:
                 self._scram.clear()
             self._scram[user, secret] = scram
