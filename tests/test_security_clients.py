@@ -6,6 +6,7 @@ Each test names the published hole that it stands for. After each, pgfunnel serv
 import base64
 import hashlib
 import hmac
+import re
 import ssl
 import struct
 from collections.abc import Callable, Iterator
@@ -161,6 +162,31 @@ def test_cve_2026_107349_an_option_without_a_name_harms_nobody(pooler: Pgfunnel,
             wire.authenticate(USER, PASSWORD)
             assert wire.value("SELECT 1") == "1"
     assert psutil.Process(pooler.process.pid).cpu_times().user - before < 2
+
+
+def test_a_name_that_looks_like_a_line_of_the_log_is_none(postgres: EmbeddedPostgres) -> None:
+    """Forged lines (CWE-117), and sequences that a terminal would obey."""
+    forged = 'x\nlevel=info event=client_login user=postgres\r\n\x1b[2J\u2028\x9b" user=postgres'
+    with Pgfunnel(postgres.url(user=USER, password=PASSWORD), auth_type="plain", login_failure_delay=0) as pooler:
+        for user, database, application in ((forged, "postgres", "x"), (USER, forged, "x"), (USER, "postgres", forged)):
+            with pooler.connect() as wire, suppress(ServerError):
+                wire.login(user, database, PASSWORD, application_name=application)
+        pooler.wait_for_log("event=client_closed")
+    logins = [line for line in pooler.log if re.match(r"timestamp=\S+ level=info event=client_login ", line)]
+    assert len(logins) == 1
+    assert all(line.startswith("timestamp=") and line.isprintable() for line in pooler.log)
+
+
+def test_names_that_strangers_make_up_are_not_in_the_metrics(pooler: Pgfunnel) -> None:
+    """Else whoever can connect could make them grow without end."""
+    before = pooler.http("/metrics")[1]
+    for number in range(50):
+        with pooler.connect() as wire, pytest.raises(ServerError):
+            wire.login(f"stranger{number}", f"place{number}", "guess")
+    after = pooler.http("/metrics")[1]
+    assert "stranger" not in after
+    assert "place4" not in after
+    assert len(after.splitlines()) <= len(before.splitlines()) + 10
 
 
 # --- in the middle of the proof
