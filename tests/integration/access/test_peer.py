@@ -14,6 +14,7 @@ import pytest
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD, StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel
+from tests.support.system_postgres import bin_dir
 
 ME: Final = pwd.getpwuid(os.geteuid()).pw_name
 MINE: Final = "scram"
@@ -59,10 +60,24 @@ def test_nobody_is_let_in_as_anybody_else(pooler: Pgfunnel, sockets: str) -> Non
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to be somebody else")
 def test_another_system_user_is_not_let_in(pooler: Pgfunnel, sockets: str) -> None:
+    nobody = pwd.getpwnam("nobody")
     psql = subprocess.run(
-        ["psql", "-X", "-w", "-h", sockets, "-p", str(pooler.port), "-U", MINE, "-c", "SELECT 1", "postgres"],
-        user="nobody",
-        group="nogroup",
+        [
+            bin_dir() / "psql",
+            "-X",
+            "-w",
+            "-h",
+            sockets,
+            "-p",
+            str(pooler.port),
+            "-U",
+            MINE,
+            "-c",
+            "SELECT 1",
+            "postgres",
+        ],
+        user=nobody.pw_uid,
+        group=nobody.pw_gid,
         extra_groups=[],
         cwd="/",
         env={"LC_ALL": "C", "PATH": os.environ["PATH"], "HOME": "/nonexistent", "PGPASSWORD": PASSWORD},
