@@ -8,8 +8,11 @@ from typing import Final
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
+from config.access import Access, read_access
 from config.authentication import AuthType
+from pooler.access.gate import Gate
 from pooler.login import MAX_EARLY_SIZE
 from tests.pooler.house import sent
 from tests.pooler.test_login import SECRET, Door
@@ -115,6 +118,50 @@ def test_a_proof_counts_only_as_it_was_made(auth_type: AuthType, data: st.DataOb
     transport.receive(changed)
     assert door.joined == []
     leaves_nothing_behind(door, transport)
+
+
+# fmt: off
+WORDS: Final = st.sampled_from([
+    "local", "host", "hostssl", "hostnossl", "all", "sameuser", "alice", "+alice", "shop", "samehost", "127.0.0.1/32",
+    "0.0.0.0/0", "::1/128", "127.0.0.1", "255.0.0.0", "trust", "reject", "md5", "scram-sha-256", "password", "cert", "peer",
+    "map=m", "clientcert=verify-full", "m", "/^(.*)$", "\\1", "#", ",", '"', "include", "\n", "\n", "\n",
+    "host\tall\tall\tall\tmd5\n",
+])
+# fmt: on
+files = st.lists(WORDS | st.text(max_size=5), max_size=30).map(" ".join)
+
+
+@quick
+@given(
+    users=st.lists(st.sampled_from(['"alice"', '"wr0ng"', '""', '"', "\n", "SCRAM-SHA-256$"]) | texts, max_size=12),
+    rules=files,
+    maps=files,
+)
+def test_nobody_gets_in_by_files_that_are_nonsense_unless_a_rule_trusts_them(
+    tmp_path_factory: pytest.TempPathFactory, users: list[str], rules: str, maps: str
+) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    paths = [directory / name for name in ("userlist.txt", "pg_hba.conf", "pg_ident.conf")]
+    for path, text in zip(paths, (" ".join(users), rules, maps), strict=True):
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    access, mistakes = read_access(*paths)
+    assert not any("wr0ng" in str(mistake) for mistake in mistakes if mistake.setting == "auth_file")
+    door = Door()
+    try:
+        gate = Gate("hba", Access({**access.users, "alice": SecretStr(SECRET)}, access.rules, access.maps), 4096)
+    except ValueError:
+        return  # a malformed secret, which keeps pgfunnel from starting
+    door.duties = door.duties._replace(gate=gate)
+    _, transport = door.knock()
+    driver = Login("alice", "guess")
+    transport.receive(startup({"user": "alice", "database": "shop"}))
+    while answers := is_well_formed(sent(transport)):
+        if answers[-1].kind != "R" or door.joined:
+            break
+        transport.receive(driver.answer(answers[-1]))
+    if not any(rule.method == "trust" for rule in access.rules):
+        assert door.joined == []
+        leaves_nothing_behind(door, transport)
 
 
 @st.composite
