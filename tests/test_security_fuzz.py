@@ -123,8 +123,8 @@ def test_a_proof_counts_only_as_it_was_made(auth_type: AuthType, data: st.DataOb
 # fmt: off
 WORDS: Final = st.sampled_from([
     "local", "host", "hostssl", "hostnossl", "all", "sameuser", "alice", "+alice", "shop", "samehost", "127.0.0.1/32",
-    "0.0.0.0/0", "::1/128", "127.0.0.1", "255.0.0.0", "trust", "reject", "md5", "scram-sha-256", "password", "cert", "peer",
-    "map=m", "clientcert=verify-full", "m", "/^(.*)$", "\\1", "#", ",", '"', "include", "\n", "\n", "\n",
+    "0.0.0.0/0", "::1/128", "127.0.0.1", "255.0.0.0", "trust", "reject", "md5", "scram-sha-256", "password", "cert",
+    "peer", "map=m", "clientcert=verify-full", "m", "/^(.*)$", "\\1", "#", ",", '"', "include", "\n", "\n", "\n",
     "host\tall\tall\tall\tmd5\n",
 ])
 # fmt: on
