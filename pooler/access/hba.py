@@ -1,5 +1,6 @@
 """Which rule of the auth_hba_file is a candidate's: the first that matches decides, and no other is looked at."""
 
+import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -16,6 +17,8 @@ def find_rule(rules: Sequence[Rule], candidate: Candidate) -> Rule | None:
     """Return the candidate's rule, None if there is none for it."""
     user, database = candidate.startup.user, candidate.startup.database
     address = address_of(candidate)
+    if address is None and not is_local(candidate):
+        return None
     connections = ("local",) if address is None else _OVER_TCP[candidate.tls is not None]
     for rule in rules:
         if (
@@ -28,8 +31,18 @@ def find_rule(rules: Sequence[Rule], candidate: Candidate) -> Rule | None:
     return None
 
 
+def is_local(candidate: Candidate) -> bool:
+    """Tell whether a candidate has come by a Unix socket.
+
+    To have no address is not enough: so does who has reset a TCP connection before it was accepted, and what was sent
+    ahead of that can still be read.
+    """
+    sock = candidate.transport.get_extra_info("socket")
+    return sock is not None and sock.family == socket.AF_UNIX
+
+
 def address_of(candidate: Candidate) -> IPv4Address | IPv6Address | None:
-    """Return where a candidate comes from; None is a Unix socket."""
+    """Return where a candidate comes from, if that has an address and it is known."""
     peer = candidate.transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return None
@@ -41,7 +54,7 @@ def address_of(candidate: Candidate) -> IPv4Address | IPv6Address | None:
 def refusal(candidate: Candidate, rule: Rule | None) -> Ending:
     """Return what is told to whom no rule, or a rule that rejects, is for: in Postgres's words."""
     address = address_of(candidate)
-    where = f'host "{address}"' if address is not None else "a Unix socket"
+    where = f'host "{address}"' if address is not None else "a Unix socket" if is_local(candidate) else "a host"
     what = "no pg_hba.conf entry for" if rule is None else "pg_hba.conf rejects connection for"
     encryption = "SSL encryption" if candidate.tls is not None else "no encryption"
     startup = candidate.startup

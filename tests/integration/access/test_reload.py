@@ -3,6 +3,8 @@
 import os
 import pwd
 import signal
+import socket
+import struct
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import StartPgfunnel
 from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel
-from tests.support.wire import sasl_initial_response, startup
+from tests.support.wire import query, sasl_initial_response, startup
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 
@@ -172,3 +174,17 @@ def test_some_clients_need_a_certificate_and_others_a_password(
         log_in("bob", "", "hush")
     with pytest.raises(psycopg.OperationalError, match="no encryption"):
         user_of(pooler.url(user="bob", password="hush") + "?sslmode=disable")
+
+
+def test_who_is_gone_before_it_was_accepted_is_not_taken_for_local(
+    files: Files, postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel
+) -> None:
+    files.rules.write_text("local all all trust\nhost all all all reject\n")
+    pooler = files.start(pgfunnel, postgres, unix_socket_dir=str(files.rules.parent))
+    pooler.signal(signal.SIGSTOP)
+    with socket.create_connection((pooler.host, pooler.port)) as sock:
+        sock.sendall(startup({"user": "alice", "database": "postgres"}) + query("CREATE TABLE not_ours ()"))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets it
+    pooler.signal(signal.SIGCONT)
+    pooler.wait_for_log("event=login_failed")
+    assert postgres.psql("SELECT to_regclass('not_ours') IS NULL") == "t"

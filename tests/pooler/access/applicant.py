@@ -38,7 +38,7 @@ class Applicant:
         user: str = "alice",
         database: str = "shop",
         *,
-        peer: tuple[object, ...] | str = ("127.0.0.1", 50000),
+        peer: tuple[object, ...] | str | None = ("127.0.0.1", 50000),
         socket: socket.socket | None = None,
     ) -> None:
         self.startup = Startup(user, database, minor=0, negotiate=False, unknown_options=[], parameters={})

@@ -103,6 +103,15 @@ def test_a_link_local_address_has_a_zone(tmp_path: Path) -> None:
     assert applicant.is_in
 
 
+def test_who_comes_over_tcp_from_an_address_that_is_not_known_is_not_local(tmp_path: Path) -> None:
+    rules = "local all all trust\nhost all all 10.0.0.0/8 reject\nhost all all all trust"
+    with socket.socket() as tcp:
+        applicant = Applicant("alice", peer=None, socket=tcp)
+        gate_by_rules(tmp_path, rules).examine(applicant)
+    assert applicant.ending is not None
+    assert applicant.ending.reason is Reason.LOGIN_REFUSED
+
+
 # Certificates
 
 
