@@ -156,10 +156,13 @@ def _complete(settings: Settings, access: Access) -> Access:
     mistakes = []
     if settings.auth_type in _BY_PASSWORD and not users and not settings.auth_user:
         mistakes.append(
-            f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in"
+            f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in; "
+            "auth_user finds users in Postgres, auth_type passthrough needs no list"
         )
     if settings.auth_type == "any" and settings.upstream.user is None:
         mistakes.append("upstream: it names no user, as whom auth_type any serves everybody")
+    if settings.auth_type == "peer" and settings.unix_socket_dir is None:
+        mistakes.append("auth_type: peer takes unix_socket_dir: only there the system user of a client is known")
     mistakes.extend(_unverifiable(settings, access))
     if mistakes:
         raise ConfigurationError(mistakes)

@@ -59,8 +59,14 @@ def test_any_needs_somebody_as_whom_to_serve() -> None:
 
 
 @pytest.mark.parametrize("auth_type", ["peer", "passthrough"])
-def test_who_proves_it_in_another_way_needs_no_password_here(auth_type: str) -> None:
-    assert load(["--upstream", "postgresql://localhost/app", "--auth-type", auth_type], {})
+def test_who_proves_it_in_another_way_needs_no_password_here(auth_type: str, tmp_path: Path) -> None:
+    socket = ["--unix-socket-dir", str(tmp_path)]
+    assert load(["--upstream", "postgresql://localhost/app", "--auth-type", auth_type, *socket], {})
+
+
+def test_peer_takes_a_unix_socket_to_know_the_system_user_by() -> None:
+    with pytest.raises(ConfigurationError, match="auth_type: peer takes unix_socket_dir"):
+        load(["--upstream", UPSTREAM, "--auth-type", "peer"], {})
 
 
 def test_certificates_of_clients_take_something_to_verify_them_with(files: Path) -> None:
