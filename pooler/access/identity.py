@@ -15,10 +15,10 @@ _UCRED: Final = struct.Struct("iII")
 def name_in_certificate(candidate: Candidate) -> str:
     """Return the common name in the certificate that the client has shown. Raises AuthenticationFailedError."""
     names = candidate.tls.peer_names if candidate.tls is not None else ()
-    if len(names) != 1:
-        raise AuthenticationFailedError(
-            f"{len(names)} verified common names in the client's certificate, if it has shown one"
-        )
+    if not names:
+        raise AuthenticationFailedError("no certificate of the client's that is verified and has a common name")
+    if len(names) > 1:
+        raise AuthenticationFailedError(f"{len(names)} common names in the client's certificate, of which one may be")
     if "\0" in names[0]:
         # What comes after it would be overlooked by whoever takes it for the end of the name.
         raise AuthenticationFailedError("a certificate with a zero byte in its common name")
