@@ -18,6 +18,11 @@ _MOST: Final = 256 * 1024
 """Bytes that are encrypted at once; as many as uvloop reads at once."""
 _RECORD: Final = 16 * 1024
 """Bytes. The longest plaintext of a TLS record (RFC 8446, section 5.1)."""
+_SLICE: Final = 32 * 1024
+"""Bytes that are decrypted at once. A chunk of nothing but key updates costs 0.5 ms per KB."""
+_MOST_ANSWERS: Final = 8 * 1024
+"""Bytes that OpenSSL may have to say of its own accord once the handshake is done: 300 answers to key updates, of which
+ours send one in years, if any. A flood of them would fill the memory, as nobody else limits what is unsent."""
 _NOBODY: Final = asyncio.Protocol()
 
 Step = Callable[[], None]
@@ -71,6 +76,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
     """One TLS connection, from its handshake to its end."""
 
     __slots__ = (
+        "_answers",
         "_deaf",
         "_incoming",
         "_on_ready",
@@ -119,6 +125,8 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         """What is received is nobody's any more."""
         self._tickets = b""
         """Tickets to resume the session with, in TLS 1.3. They go with what is written next, to save a system call."""
+        self._answers = 0
+        """Bytes that OpenSSL has sent of its own accord."""
         self.failure = ""
         """Why TLS has ended after its handshake, if it has not ended well."""
         transport.set_protocol(self)
@@ -162,15 +170,19 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         if not self._open:
             self._wait_for_turn(data)
             return
+        if len(data) > _SLICE:
+            for at in range(0, len(data), _SLICE):
+                self.data_received(data[at : at + _SLICE])
+            return
         incoming, records = self._incoming, self._records
         incoming.write(data)
         try:
             clear = records.read(len(data))
         except ssl.SSLWantReadError:
-            self._flush()  # the answer to a key update
+            self._answer()
             return
         except ssl.SSLError as error:
-            self._break_off(error)
+            self._break_off(explain(error))
             return
         # To look whether there is more is cheaper than to be told by an exception that there is not.
         if incoming.pending or records.pending() or self._outgoing.pending or not clear:
@@ -192,18 +204,28 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
             pass
         except ssl.SSLError as error:
             failure = error.with_traceback(None)  # which would refer to this frame, and that to us
+            self._open = False  # what the first part is answered with can't be encrypted any more
         self._incoming.read()
-        self._flush()
-        if first:
+        self._answer()
+        if first and not self._deaf:
             self._protocol.data_received(b"".join(parts))
         if self._deaf:
             return
         if failure is not None:
-            self._break_off(failure)
+            self._break_off(explain(failure))
         elif not parts[-1]:
             self._deaf = True
             if not self._protocol.eof_received():
                 self.close()
+
+    def _answer(self) -> None:
+        """Send what OpenSSL says to what was received: to a key update, or that there is no renegotiation."""
+        self._answers += self._outgoing.pending
+        if self._answers > _MOST_ANSWERS:
+            self._outgoing.read()
+            self._break_off("too many key updates or renegotiations")
+        else:
+            self._flush()
 
     def eof_received(self) -> bool | None:
         """The peer has closed its side, maybe without saying so before: the messages above say what was whole."""
@@ -288,7 +310,7 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         try:
             self._records.write(data)
         except ssl.SSLError as error:
-            self._break_off(error)
+            self._break_off(explain(error))
         else:
             if self._tickets:
                 self._flush()
@@ -333,9 +355,9 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         self._deaf = True
         self._transport.abort()
 
-    def _break_off(self, error: ssl.SSLError) -> None:
+    def _break_off(self, why: str) -> None:
         """The peer does not keep to TLS, or somebody in between does not let it."""
-        self.failure = explain(error)
+        self.failure = why
         self._open = False
         self._deaf = True
         unread = self._transport.get_write_buffer_size()

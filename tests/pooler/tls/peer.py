@@ -5,6 +5,7 @@ import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from config.settings import Settings
 from pooler.tls.connection import TlsConnection, TlsContext
@@ -178,7 +179,8 @@ class Link:
         return self
 
 
-def link(certificates: Certificates, **given: object) -> Link:
-    """Establish a connection with a client that trusts us."""
+def link(certificates: Certificates, *, keys: Path | None = None, **given: object) -> Link:
+    """Establish a connection with a client that trusts us, and logs its `keys`."""
     context = client_context(client_settings(certificates.ec))
-    return Link(context, Peer(trusting(certificates)), **given).shake_hands()  # type: ignore[arg-type]
+    attributes = {} if keys is None else {"keylog_filename": str(keys)}
+    return Link(context, Peer(trusting(certificates, **attributes)), **given).shake_hands()  # type: ignore[arg-type]

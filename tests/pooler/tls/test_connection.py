@@ -4,11 +4,13 @@ import gc
 import ssl
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pooler.tls.connection import HandshakeError, secure
 from pooler.tls.contexts import client_context, server_context
+from tests.pooler.tls.floods import Sealer
 from tests.pooler.tls.peer import Cut, Link, Notes, Peer, client_settings, in_pieces_of, link, settings, trusting, whole
 from tests.support.certificates import Certificates
 from tests.support.transport import MockTransport
@@ -221,6 +223,41 @@ def test_a_lost_connection_is_let_go_of(certificates: Certificates) -> None:
     assert a_link.tls.get_protocol() is not a_link.notes
     a_link.tls.write(b"more")
     assert a_link.transport.take() == b""
+
+
+def test_an_answer_to_what_came_before_a_broken_record_does_not_hide_what_was_broken(
+    certificates: Certificates,
+) -> None:
+    class Answers(Notes):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            a_link.tls.write(b"answer")
+
+    a_link = link(certificates, notes=Answers())
+    a_link.receive(a_link.peer.says(b"question") + a_link.peer.says(b"more")[:-1] + b"!")
+    assert a_link.notes.data == b"question"
+    assert "bad record mac" in a_link.tls.failure
+
+
+def test_a_key_update_is_answered(certificates: Certificates, tmp_path: Path) -> None:
+    log = tmp_path / "keys"
+    a_link = link(certificates, keys=log)
+    a_link.receive(Sealer(log).key_update())
+    assert a_link.peer.hears(a_link.transport.take()) == b""  # the answer is one, and the peer understands it
+    a_link.tls.write(b"on we go")
+    assert a_link.peer.hears(a_link.transport.take()) == b"on we go"
+
+
+def test_a_flood_of_key_updates_ends_the_connection(certificates: Certificates, tmp_path: Path) -> None:
+    """Each takes time and an answer: a peer that does not read those would fill our memory with them."""
+    log = tmp_path / "keys"
+    a_link = link(certificates, keys=log, slow=True)
+    sealer = Sealer(log)
+    a_link.receive(b"".join(sealer.key_update() for _ in range(2000)))
+    assert a_link.transport.closing
+    assert len(a_link.transport.sent) < 10_000
+    assert a_link.tls.failure == "too many key updates or renegotiations"
+    assert nothing_stays(a_link)
 
 
 @any_cut
