@@ -22,6 +22,7 @@ from pooler.dial import ConnectFailedError
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
 from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE
+from protocol.scram import AuthenticationFailedError, is_md5_secret
 
 MOST_PROOFS: Final = 8
 """Logins at Postgres under way at once; whoever brings another password waits for a turn."""
@@ -276,7 +277,11 @@ class _Question:
 
     def answer(self, payload: bytes) -> None:
         """See Proof."""
-        self._passthrough.try_password(self._judge, self._candidate, password_in(payload))
+        text = password_in(payload)
+        if is_md5_secret(text):
+            # Where Postgres asks for md5, the hash would do for the password that it is made of.
+            raise AuthenticationFailedError("the hash of a password in place of the password")
+        self._passthrough.try_password(self._judge, self._candidate, text)
 
 
 def _nobody_listens(candidate: Candidate) -> bool:

@@ -303,3 +303,11 @@ async def test_endless_passwords_and_databases_do_not_fill_the_memory(
         await house.enter("token 1", database=f"shop{number}")
     assert len(house.passthrough._memories) == 10
     assert max(map(len, house.passthrough._memories.values())) <= MOST_EACH
+
+
+@pytest.mark.parametrize("text", ["md5" + 32 * "a", "md5" + 32 * "0"])
+async def test_the_hash_of_a_password_does_not_pass_for_the_password(house: House, text: str) -> None:
+    house.postgres.takes.add(text)
+    with pytest.raises(AuthenticationFailedError, match="the hash of a password"):
+        house.knock(text)
+    assert house.postgres.asked == []
