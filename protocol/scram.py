@@ -248,7 +248,8 @@ def saslprep(text: str) -> str:
         " " if stringprep.in_table_c12(char) else char for char in text if not stringprep.in_table_b1(char)
     )
     normal = unicodedata.ucd_3_2_0.normalize("NFKC", mapped)
-    if not normal or any(_prohibited(char) for char in normal) or not _direction_is_consistent(normal):
+    # Each character is looked at once: what is normalised may be 18 times as long, and anybody may send it.
+    if not normal or any(map(_prohibited, set(normal))) or not _direction_is_consistent(normal):
         return text
     return normal
 
@@ -270,10 +271,11 @@ def _prohibited(char: str) -> bool:
 
 def _direction_is_consistent(text: str) -> bool:
     """RFC 3454, section 6: right-to-left text has no left-to-right character, and is so at both ends."""
-    if not any(stringprep.in_table_d1(char) for char in text):
+    chars = set(text)
+    if not any(map(stringprep.in_table_d1, chars)):
         return True
     ends = stringprep.in_table_d1(text[0]) and stringprep.in_table_d1(text[-1])
-    return ends and not any(stringprep.in_table_d2(char) for char in text)
+    return ends and not any(map(stringprep.in_table_d2, chars))
 
 
 def _xor(left: bytes, right: bytes) -> bytes:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scramp import ScramClient as OtherClient
 from scramp import ScramMechanism
 
+from protocol import scram
 from protocol.scram import (
     END_POINT,
     MAX_ITERATIONS,
@@ -276,6 +277,18 @@ def test_a_server_that_does_not_know_the_password_is_refused(final: str) -> None
 )
 def test_saslprep_examples(text: str, normal: str) -> None:
     assert saslprep(text) == normal
+
+
+def test_a_password_that_grows_when_it_is_normalised_is_no_work_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+
+    def look_at(char: str) -> bool:
+        looked_at.append(char)
+        return False
+
+    monkeypatch.setattr(scram, "_prohibited", look_at)
+    assert len(saslprep("\ufdfa" * 3000)) == 54_000
+    assert len(looked_at) == len(set(looked_at))
 
 
 def test_a_stored_secret_is_read_and_never_shown() -> None:
