@@ -150,9 +150,12 @@ def _network(fields: list[list[Word]]) -> IPv4Network | IPv6Network | None:
             raise ValueError(f"has the address {address} without a mask: write it as {address}/32, or its like")
         address = f"{address}/{_prefix(address, mask)}"
     try:
-        return ip_network(address, strict=False)
+        network = ip_network(address, strict=False)
     except ValueError:
         raise ValueError(f"has {address!r}, which is no address with a mask") from None
+    if isinstance(network, IPv6Network) and (mapped := network.network_address.ipv4_mapped) and network.prefixlen >= 96:
+        return IPv4Network((mapped, network.prefixlen - 96))  # clients are judged by their IPv4 address, too
+    return network
 
 
 def _prefix(address: str, mask: str) -> int:

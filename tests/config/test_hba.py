@@ -26,6 +26,8 @@ def rule(line: str) -> Rule:
         ("host all all 0.0.0.0/0 md5", "0.0.0.0/0"),
         ("host all all 0.0.0.0 0.0.0.0 md5", "0.0.0.0/0"),
         ("host all all ::1/128 md5", "::1/128"),
+        ("host all all ::ffff:10.1.2.3/104 md5", "10.0.0.0/8"),
+        ("host all all ::ffff:0:0/90 md5", "::ffc0:0:0/90"),
         ("host all all fe80:: ffff:: md5", "fe80::/16"),
         ("host all all all md5", None),
     ],
