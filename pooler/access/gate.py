@@ -133,7 +133,7 @@ class Gate:
     def _found(self, candidate: Candidate, method: AuthType | Method, secret: str | None) -> None:
         """Go on with what the lookup has found."""
         if secret:
-            self._secrets.seen(secret)
+            self._secrets.seen(candidate.startup.user, secret)
         if not candidate.ended:
             self._ask(candidate, method, secret)
 

@@ -15,6 +15,8 @@ from protocol.scram import ScramSecret, is_md5_secret, is_scram_secret
 
 _SALT_SIZE: Final = 16
 _MOST_DERIVED: Final = 10_000
+_MOST_COUNTED: Final = 100
+"""Numbers of iterations: whoever has a password may have Postgres store it with one of its own choice."""
 
 
 class Secrets:
@@ -42,17 +44,24 @@ class Secrets:
         self._users = texts
         self._scram = kept | scram
         # Who does not exist must not stand out by the number of iterations either.
-        usual = Counter(secret.iterations for secret in scram.values()).most_common(1)
-        self._mock_iterations = usual[0][0] if usual else self._iterations
+        self._asked = Counter(
+            scram[user, secret].iterations if is_scram_secret(secret) else self._iterations
+            for user, secret in texts.items()
+            if secret and not is_md5_secret(secret)
+        )
         self.any_scram = bool(scram)
         """To check a password may take a derivation; so it has to where there is nothing to check it against."""
         self.scram_is_usual = 2 * len(scram) > len(texts)
         """Who does not exist is asked for SCRAM where there is a choice."""
 
-    def seen(self, secret: str) -> None:
+    def seen(self, user: str, secret: str) -> None:
         """Note a secret that was found elsewhere: who does not exist must not stand out among those who do."""
         self.scram_is_usual = is_scram_secret(secret)
         self.any_scram = self.any_scram or self.scram_is_usual
+        if not is_md5_secret(secret):
+            iterations = self.challenge(user, secret).iterations
+            if iterations in self._asked or len(self._asked) < _MOST_COUNTED:
+                self._asked[iterations] += 1
 
     def find(self, user: str) -> str | None:
         """Return the secret of a user of the list, None if there is no such user."""
@@ -92,4 +101,5 @@ class Secrets:
     def mock(self, user: str) -> ScramSecret:
         """Return what a user without a secret is asked by, looking like any other."""
         mock = hmac.digest(self._mock_key, user.encode("utf-8", "surrogateescape"), "sha256")
-        return ScramSecret(self._mock_iterations, mock[:_SALT_SIZE], mock, mock)
+        iterations = max(self._asked, key=self._asked.__getitem__, default=self._iterations)
+        return ScramSecret(iterations, mock[:_SALT_SIZE], mock, mock)

@@ -281,6 +281,32 @@ def test_who_does_not_exist_is_asked_for_as_many_iterations_as_those_who_do() ->
     assert asked[0] == asked[1] == b",i=5000"
 
 
+def iterations_asked_of(applicant: Applicant, to: Gate) -> bytes:
+    first = applicant.say(to, b"SCRAM-SHA-256\0\0\0\0\x0bn,,n=,r=abc")
+    assert first is not None
+    return first.rpartition(b",i=")[2]
+
+
+def test_a_single_secret_does_not_make_all_passwords_stand_out_from_who_does_not_exist() -> None:
+    to = gate("scram-sha-256", None, alice="hush", bob="hush", carol=scram_secret("hush", 5000), dave="", erin="")
+    applicants = Applicant("alice"), Applicant("mallory")
+    for applicant in applicants:
+        to.examine(applicant)
+    assert {iterations_asked_of(applicant, to) for applicant in applicants} == {b"4096"}
+
+
+def test_who_is_not_found_is_asked_for_as_many_iterations_as_those_who_are() -> None:
+    lookup = Later()
+    to = Gate("scram-sha-256", Access({"pgfunnel": SecretStr("hush")}), 4096, lookup=lookup)
+    applicants = [Applicant("alice"), Applicant("bob"), Applicant("mallory")]
+    for applicant, secret in zip(
+        applicants, [scram_secret("hush", 5000), scram_secret("hush", 5000), None], strict=True
+    ):
+        to.examine(applicant)
+        lookup.asked[-1](secret)
+    assert {iterations_asked_of(applicant, to) for applicant in applicants} == {b"5000"}
+
+
 # Judgements from elsewhere
 
 
