@@ -6,6 +6,7 @@ long as another client has brought a good one.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 from math import inf
 from typing import Final, NamedTuple
 
@@ -37,7 +38,9 @@ class Brought:
         others = [kept for kept in self._kept.pop((user, database), ()) if kept.credential != credential]
         self._kept[user, database] = [_Kept(credential, until), *others[: MOST_EACH - 1]]
         if len(self._kept) > MOST_PAIRS:
-            self._kept.popitem(last=False)
+            # Who may log in may do so at as many databases as it can name: that must not drive out what others need.
+            older = islice(self._kept, MOST_PAIRS)
+            del self._kept[next((pair for pair in older if not self.needed(*pair)), next(iter(self._kept)))]
 
     def of(self, user: str, database: str) -> list[Credential]:
         """Return what there is, the newest first."""

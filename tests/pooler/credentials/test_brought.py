@@ -81,3 +81,13 @@ async def test_what_is_listed_is_no_news(clock: Clock) -> None:
     vault = Vault({"alice": SecretStr("old token")}, now=clock)
     vault.learn("alice", "shop", OLD)
     assert vault.brought.of("alice", "shop") == []
+
+
+def test_who_names_many_databases_drives_out_nothing_that_others_need(brought: Brought) -> None:
+    brought.needed = lambda user, _database: user == "alice"
+    brought.keep("alice", "shop", OLD)
+    for number in range(MOST_PAIRS + 1):
+        brought.keep("mallory", f"database {number}", NEW)
+    assert brought.of("alice", "shop") == [OLD]
+    assert not brought.of("mallory", "database 0")
+    assert brought.of("mallory", f"database {MOST_PAIRS}") == [NEW]
