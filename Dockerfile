@@ -2,6 +2,9 @@
 ARG BASE_IMAGE=python:3.13-slim
 
 FROM ${BASE_IMAGE} AS build
+# Optional parts. aws is in, as nothing can be installed into the image later: 31 MB on disk, and imported only where
+# server_password_source asks for it. --build-arg EXTRAS= leaves it out.
+ARG EXTRAS=aws
 WORKDIR /src
 # Without pip in it: the image that runs needs none.
 RUN python -m venv --without-pip /opt/pgfunnel
@@ -9,7 +12,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY config config
 COPY pooler pooler
 COPY protocol protocol
-RUN python -m pip --python /opt/pgfunnel/bin/python install --no-cache-dir -c constraints.txt .
+RUN python -m pip --python /opt/pgfunnel/bin/python install --no-cache-dir -c constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/pgfunnel /opt/pgfunnel
