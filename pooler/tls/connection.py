@@ -25,7 +25,8 @@ _MOST_ANSWERS: Final = 8 * 1024
 ours send one in years, if any. A flood of them would fill the memory, as nobody else limits what is unsent."""
 _NOBODY: Final = asyncio.Protocol()
 
-Step = Callable[[], None]
+Step = Callable[[], bool]
+"""False: there was nothing left to do, as the connection has gone."""
 
 
 class Turns(Protocol):
@@ -263,10 +264,12 @@ class TlsConnection(asyncio.Transport, asyncio.Protocol):
         else:
             self._transport.pause_reading()
 
-    def _take_late_turn(self, data: bytes) -> None:
-        if not self._deaf:
-            self._transport.resume_reading()
-            self._shake_hands(data)
+    def _take_late_turn(self, data: bytes) -> bool:
+        if self._deaf:
+            return False
+        self._transport.resume_reading()
+        self._shake_hands(data)
+        return True
 
     def _shake_hands(self, data: bytes) -> None:
         """Take the handshake as far as it goes with what has been received."""

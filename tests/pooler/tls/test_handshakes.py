@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from functools import partial
 
 import pytest
 
@@ -86,16 +87,40 @@ async def test_who_dawdles_goes_if_others_wait() -> None:
 async def test_one_step_is_taken_in_each_round() -> None:
     handshakes = Handshakes(100)
     taken: list[int] = []
-    assert handshakes.take(lambda: taken.append(0))
+
+    def step(number: int) -> bool:
+        taken.append(number)
+        return True
+
+    assert handshakes.take(partial(step, 0))
     for number in (1, 2, 3):
-        assert not handshakes.take(lambda number=number: taken.append(number))  # type: ignore[misc]
+        assert not handshakes.take(partial(step, number))
     seen = []
     for _ in range(4):
         await rounds()
         seen.append(len(taken))
     assert seen == [1, 2, 3, 3]
     assert taken == [1, 2, 3]
-    assert handshakes.take(lambda: None)
+    assert handshakes.take(partial(step, 4))
+
+
+async def test_who_has_gone_before_its_turn_costs_nobody_a_round() -> None:
+    handshakes = Handshakes(100)
+    taken: list[int] = []
+
+    def step() -> bool:
+        taken.append(len(taken))
+        return True
+
+    handshakes.take(step)
+    for _ in range(50):
+        handshakes.take(lambda: False)
+    handshakes.take(step)
+    handshakes.take(step)
+    await rounds(1)
+    assert taken == [0]
+    await rounds(1)
+    assert taken == [0, 1]
 
 
 async def test_a_step_that_fails_keeps_nobody_from_theirs() -> None:
@@ -103,12 +128,16 @@ async def test_a_step_that_fails_keeps_nobody_from_theirs() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     taken: list[int] = []
 
-    def fail() -> None:
+    def fail() -> bool:
         raise RuntimeError
+
+    def step() -> bool:
+        taken.append(1)
+        return True
 
     handshakes.take(fail)
     handshakes.take(fail)
-    handshakes.take(lambda: taken.append(1))
+    handshakes.take(step)
     await rounds(3)
     assert taken == [1]
 
