@@ -13,10 +13,8 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable
-from hashlib import md5, pbkdf2_hmac
+from hashlib import md5, pbkdf2_hmac, sha256
 from typing import Final, NamedTuple
-
-from protocol.hashes import hmac_sha256, sha256
 
 MECHANISM: Final = "SCRAM-SHA-256"
 MECHANISM_PLUS: Final = "SCRAM-SHA-256-PLUS"
@@ -61,8 +59,8 @@ class ScramSecret(NamedTuple):
     def of_password(cls, password: str, salt: bytes, iterations: int) -> "ScramSecret":
         """Derive the secret of a plain password. Takes about 1 ms of CPU for 4096 iterations."""
         salted = salted_password(password, salt, iterations)
-        client_key = hmac_sha256(salted, b"Client Key")
-        return cls(iterations, salt, sha256(client_key).digest(), hmac_sha256(salted, b"Server Key"))
+        client_key = _hmac(salted, b"Client Key")
+        return cls(iterations, salt, sha256(client_key).digest(), _hmac(salted, b"Server Key"))
 
     @classmethod
     def parse(cls, text: str) -> "ScramSecret":
@@ -96,7 +94,7 @@ class ScramKeys(NamedTuple):
     def of_password(cls, password: str, salt: bytes, iterations: int) -> "ScramKeys":
         """Derive the keys of a plain password, at about 0.3 us of CPU an iteration (the GIL is released)."""
         salted = salted_password(password, salt, iterations)
-        return cls(hmac_sha256(salted, b"Client Key"), hmac_sha256(salted, b"Server Key"), salt, iterations)
+        return cls(_hmac(salted, b"Client Key"), _hmac(salted, b"Server Key"), salt, iterations)
 
 
 class ScramServer:
@@ -148,11 +146,11 @@ class ScramServer:
             raise AuthenticationFailedError("malformed proof")
         secret = self.secret
         auth_message = b"%b,%b,%b" % (self._client_first_bare, self._server_first, without_proof)
-        client_key = _xor(proof, hmac_sha256(secret.stored_key, auth_message))
+        client_key = _xor(proof, _hmac(secret.stored_key, auth_message))
         if not hmac.compare_digest(sha256(client_key).digest(), secret.stored_key):
             raise AuthenticationFailedError("proof does not match")
         self._client_key = client_key
-        return b"v=" + _encode(hmac_sha256(secret.server_key, auth_message))
+        return b"v=" + _encode(_hmac(secret.server_key, auth_message))
 
     @property
     def keys(self) -> ScramKeys:
@@ -203,8 +201,8 @@ class ScramClient:
         """Return client-final-message. `binding` is the channel's, where the header says END_POINT."""
         without_proof = b"c=%b,r=%b" % (_encode(self._gs2_header + binding), self._nonce)
         auth_message = b",".join((self._client_first_bare, self._server_first, without_proof))
-        proof = _xor(keys.client_key, hmac_sha256(sha256(keys.client_key).digest(), auth_message))
-        self._server_signature = hmac_sha256(keys.server_key, auth_message)
+        proof = _xor(keys.client_key, _hmac(sha256(keys.client_key).digest(), auth_message))
+        self._server_signature = _hmac(keys.server_key, auth_message)
         return without_proof + b",p=" + _encode(proof)
 
     def verify(self, server_final: bytes) -> None:
@@ -276,6 +274,10 @@ def _direction_is_consistent(text: str) -> bool:
         return True
     ends = stringprep.in_table_d1(text[0]) and stringprep.in_table_d1(text[-1])
     return ends and not any(map(stringprep.in_table_d2, chars))
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, "sha256")
 
 
 def _xor(left: bytes, right: bytes) -> bytes:
