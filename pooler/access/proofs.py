@@ -63,7 +63,7 @@ class PlainProof:
         elif secret and _equals(given, secret, user):
             self._conclude(given, matches=True)
         elif self._secrets.any_scram:
-            self._derive(given, self._secrets.mock(user))
+            self._derive(given, self._secrets.stored_mock(user))
         else:
             self._conclude(given, matches=False)
 

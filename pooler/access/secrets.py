@@ -44,11 +44,9 @@ class Secrets:
         self._users = texts
         self._scram = kept | scram
         # Who does not exist must not stand out by the number of iterations either.
-        self._asked = Counter(
-            scram[user, secret].iterations if is_scram_secret(secret) else self._iterations
-            for user, secret in texts.items()
-            if secret and not is_md5_secret(secret)
-        )
+        self._stored = Counter(secret.iterations for secret in scram.values())
+        passwords = (text for text in texts.values() if text and not is_md5_secret(text) and not is_scram_secret(text))
+        self._asked = self._stored + Counter({self._iterations: sum(1 for _ in passwords)})
         self.any_scram = bool(scram)
         """To check a password may take a derivation; so it has to where there is nothing to check it against."""
         self.scram_is_usual = 2 * len(scram) > len(texts)
@@ -60,8 +58,9 @@ class Secrets:
         self.any_scram = self.any_scram or self.scram_is_usual
         if not is_md5_secret(secret):
             iterations = self.challenge(user, secret).iterations
-            if iterations in self._asked or len(self._asked) < _MOST_COUNTED:
-                self._asked[iterations] += 1
+            for counted in (self._asked, self._stored) if self.scram_is_usual else (self._asked,):
+                if iterations in counted or len(counted) < _MOST_COUNTED:
+                    counted[iterations] += 1
 
     def find(self, user: str) -> str | None:
         """Return the secret of a user of the list, None if there is no such user."""
@@ -101,5 +100,11 @@ class Secrets:
     def mock(self, user: str) -> ScramSecret:
         """Return what a user without a secret is asked by, looking like any other."""
         mock = hmac.digest(self._mock_key, user.encode("utf-8", "surrogateescape"), "sha256")
-        iterations = max(self._asked, key=self._asked.__getitem__, default=self._iterations)
-        return ScramSecret(iterations, mock[:_SALT_SIZE], mock, mock)
+        return ScramSecret(self._usual(self._asked), mock[:_SALT_SIZE], mock, mock)
+
+    def stored_mock(self, user: str) -> ScramSecret:
+        """Return what takes the same work to check a password against as a SCRAM secret does."""
+        return self.mock(user)._replace(iterations=self._usual(self._stored))
+
+    def _usual(self, counted: Counter[int]) -> int:
+        return max(counted, key=counted.__getitem__, default=self._iterations)

@@ -43,6 +43,15 @@ async def test_a_wrong_password_in_clear_takes_as_many_derivations_as_an_unknown
     assert taken[0] == taken[1]
 
 
+async def test_a_wrong_password_in_clear_takes_as_many_iterations_as_scram_secrets_have(derivations: list[int]) -> None:
+    to = gate("plain", None, alice=scram_secret("hush", 5000), bob="hush", carol="hush", dave="hush")
+    for user in ("alice", "bob", "mallory"):
+        applicant = Applicant(user)
+        applicant.try_to_get_in(to, "wrong")
+        assert not await applicant.verdict()
+    assert derivations == [5000, 5000, 5000]
+
+
 @pytest.mark.parametrize("auth_type", ["md5", "scram-sha-256"])
 @pytest.mark.parametrize("kind", ["plain", "md5", "scram"])
 async def test_an_unknown_user_is_asked_as_many_times(auth_type: AuthType, kind: str) -> None:
