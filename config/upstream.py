@@ -165,7 +165,14 @@ def _host_and_port(location: str) -> tuple[str, str]:
 def _check_host(host: str) -> None:
     if "," in host:
         raise ValueError("names several hosts, of which pgfunnel takes only one")
-    if not host.startswith("/") and re.search(r"[\s/\x00-\x1f]", host):
+    if host.startswith("/"):
+        return
+    try:
+        host.encode("idna")  # as it is looked up
+        possible = not re.search(r"[\s/\x00-\x1f]", host)
+    except UnicodeError:
+        possible = False
+    if not possible:
         raise ValueError("has a host that is neither a name, nor an address, nor a directory beginning with /")
 
 

@@ -104,6 +104,8 @@ def test_channel_binding_may_be_required() -> None:
         ("postgresql://db:\u0665/orders", "port that is not a number from 1 to 65535"),
         ("postgresql://app:secret@db /orders", "neither a name, nor an address, nor a directory"),
         ("postgresql:///orders?host=run/postgresql", "neither a name, nor an address, nor a directory"),
+        ("postgresql://db..example/orders", "neither a name, nor an address, nor a directory"),
+        (f"postgresql://{'d' * 64}.example/orders", "neither a name, nor an address, nor a directory"),
         ("postgresql://::1/orders", "without brackets"),
         ("postgresql://[::1/orders", "not closed by ]"),
         ("postgresql://[::1]5432/orders", "not closed by ]"),
