@@ -82,7 +82,8 @@ class PoolerCollector(Collector):
         waits = CounterMetricFamily("pgfunnel_waits", "How often a client has waited and was served", labels=_POOL)
         waited = CounterMetricFamily("pgfunnel_wait_seconds", "How long, in all", labels=_POOL)
         for pool in self._figures.pools:
-            labels = (pool.database, pool.user)
+            # Clients choose the names, and not all bytes are UTF-8.
+            labels = tuple(name.encode("utf-8", "backslashreplace").decode() for name in (pool.database, pool.user))
             busy = sum(server.client is not None for server in pool.servers)
             cleaning = sum(server.cleaning and not server.testing for server in pool.servers)
             servers.add_metric((*labels, "active"), busy)

@@ -69,9 +69,9 @@ class Web:
         if upstream.failing_since is None and upstream.answered_at is not None:
             return web.Response(text=f"accepting; the upstream answered {now - upstream.answered_at:.0f} s ago\n")
         waited = now - (upstream.failing_since or now)
-        return web.Response(
-            text=f"accepting; clients are queued, the upstream is waited for since {waited:.0f} s: {upstream.failure}\n"
-        )
+        text = f"accepting; clients are queued, the upstream is waited for since {waited:.0f} s: {upstream.failure}\n"
+        # Postgres speaks in its own encoding until somebody has logged in.
+        return web.Response(text=text.encode("utf-8", "backslashreplace").decode())
 
     async def _ask_upstream(self) -> None:
         """Log in there like any client, once for all who ask meanwhile."""

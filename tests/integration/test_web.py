@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import struct
 import time
 from contextlib import ExitStack
 
@@ -12,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD, StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel, eventually
-from tests.support.scripted_server import ScriptedServer
-from tests.support.wire import cancel_request, query, startup
+from tests.support.scripted_server import Conversation, ScriptedServer
+from tests.support.wire import cancel_request, message, query, startup
 
 
 @pytest.fixture
@@ -177,6 +178,24 @@ def test_readyz_answers_soon_even_if_the_upstream_does_not(pgfunnel: StartPgfunn
         status, text = pooler.http("/readyz")
         assert time.monotonic() - started < 4
         assert (status, "is waited for" in text) == (200, True)
+
+
+def test_names_and_errors_in_another_encoding_than_ours_are_shown_all_the_same(pgfunnel: StartPgfunnel) -> None:
+    body = struct.pack("!I", 3 << 16) + b"user\0postgres\0database\0caf\xe9\0\0"
+
+    def script(peer: Conversation) -> None:
+        peer.socket.recv(10_000)
+        peer.send(message("E", b"SFATAL\0C57P03\0Md\xe9marrage\0\0"))
+
+    with ScriptedServer(script) as server:
+        pooler = pgfunnel(server.url(), server_login_retry=0.3, server_tls_sslmode="disable")
+        with pooler.connect() as wire:
+            wire.send(struct.pack("!I", len(body) + 4) + body)
+            pooler.wait_for_log("event=server_connect_failed")
+            status, text = pooler.http("/metrics")
+            assert (status, r'database="caf\\udce9"' in text) == (200, True)
+            status, text = pooler.http("/readyz")
+            assert (status, r"d\udce9marrage" in text) == (200, True)
 
 
 def test_readyz_says_that_it_shuts_down(pooler: Pgfunnel) -> None:
