@@ -20,8 +20,8 @@ class Authentication(BaseModel):
         description="How clients log in. trust asks for nothing; nor does any, which serves everybody as the "
         "upstream URL's user. plain asks for the password itself, md5 and scram-sha-256 for proof of knowing it; md5 "
         "is SCRAM where the secret is one of SCRAM. cert takes the name in the client's TLS certificate; peer, on Unix "
-        "sockets, that of its system user. hba does what auth_hba_file says. passthrough lets in whom Postgres lets "
-        "in: the client's password is tried there. PgBouncer's default is md5.",
+        "sockets (unix_socket_dir), that of its system user. hba does what auth_hba_file says. passthrough lets "
+        "in whom Postgres lets in: the client's password is tried there. PgBouncer's default is md5.",
     )
     auth_file: File = Field(
         default=None,
@@ -47,7 +47,7 @@ class Authentication(BaseModel):
     auth_user: Text = Field(
         default="",
         description="User who runs auth_query to look up those who are in no list; empty to look nobody up. Its "
-        "own password is one of users, auth_file or the upstream URL.",
+        "own password is that of the upstream URL, users or auth_file, in clear, or of server_password_source.",
     )
     auth_query: Text = Field(
         default="SELECT rolname, CASE WHEN rolvaliduntil < pg_catalog.now() THEN NULL ELSE rolpassword END, "

@@ -4,6 +4,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from config.command_line import is_boolean, option_name
@@ -36,7 +37,7 @@ def _help_lines() -> Iterator[str]:
     yield from _help_option("--help, --version", "Show this text, or the version.")
     for group in GROUPS:
         yield ""
-        yield from textwrap.wrap(f"{group.__name__}: {group.__doc__}", _WIDTH)
+        yield from textwrap.wrap(f"{_title(group)}: {group.__doc__}", _WIDTH)
         for name, field in group.model_fields.items():
             option = f"{option_name(name)} {takes(field).metavar}"
             if is_boolean(name):
@@ -58,7 +59,7 @@ def markdown() -> str:
 def _markdown_lines() -> Iterator[str]:
     yield "# Settings"
     yield ""
-    yield "<!-- Written by `python -m config.reference`; change config/settings.py instead. -->"
+    yield "<!-- Written by `python -m config.reference`; change config/ instead. -->"
     yield ""
     yield "A setting such as `pool_mode` may be given in three ways. The first that is there counts:"
     yield ""
@@ -69,7 +70,7 @@ def _markdown_lines() -> Iterator[str]:
     yield "An unknown name and an impossible value keep pgfunnel from starting; its message lists all of them."
     for group in GROUPS:
         yield ""
-        yield f"## {group.__name__}"
+        yield f"## {_title(group)}"
         yield ""
         yield str(group.__doc__)
         yield ""
@@ -77,6 +78,10 @@ def _markdown_lines() -> Iterator[str]:
         yield "|---|---|---|---|"
         for name, field in group.model_fields.items():
             yield _row(name, field)
+
+
+def _title(group: type[BaseModel]) -> str:
+    return group.__name__.replace("Tls", " TLS")
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -76,9 +76,9 @@ class ClientTls(BaseModel):
 
     client_tls_sslmode: SslMode = Field(
         default="disable",
-        description="Whether clients use TLS: they can't (disable), they may (allow, prefer), they must (require), or "
-        "they must and show a certificate that client_tls_ca_file vouches for (verify-ca, verify-full). On a Unix "
-        "socket it is neither offered nor asked for.",
+        description="Whether clients use TLS: they can't, whatever else is set (disable), they may "
+        "(allow, prefer), they must (require), or they must and show a certificate that client_tls_ca_file vouches for "
+        "(verify-ca, verify-full). On a Unix socket it is neither offered nor asked for.",
     )
     client_tls_key_file: File = Field(
         default=None, validate_default=True, description="Private key for client_tls_cert_file (PEM)."
