@@ -98,16 +98,18 @@ class LoginDuties(NamedTuple):
 
 # The stages of a login: what the client's next bytes are for. Plain ints, as an Enum's members cost a call each time.
 _FIRST_PACKET: Final = 0
-_HANDSHAKE: Final = 1
+_HELLO: Final = 1
+"""TLS. Until the first of it comes, a handshake costs nothing, and takes nobody's place."""
+_HANDSHAKE: Final = 2
 """TLS, or nobody yet: it waits for its turn."""
-_PLACE: Final = 2
+_PLACE: Final = 3
 """Nobody yet: it waits for a place among max_client_conn."""
-_DECISION: Final = 3
+_DECISION: Final = 4
 """Nobody yet: the gate makes up its mind."""
-_PROOF: Final = 4
-_CANCEL: Final = 5
+_PROOF: Final = 5
+_CANCEL: Final = 6
 """Nobody: it has brought a CancelRequest."""
-_POOL: Final = 6
+_POOL: Final = 7
 """Nobody yet: it waits for the first server of its pool."""
 
 
@@ -156,7 +158,7 @@ class ClientLogin(asyncio.Protocol):
     @property
     def identified(self) -> bool:
         """It has said who it is."""
-        return self._stage not in (_FIRST_PACKET, _HANDSHAKE, _CANCEL)
+        return self._stage not in (_FIRST_PACKET, _HELLO, _HANDSHAKE, _CANCEL)
 
     @property
     def proven(self) -> bool:
@@ -205,6 +207,8 @@ class ClientLogin(asyncio.Protocol):
                 packet, size = found
                 self._buffer = self._buffer[size:]
                 self._take_first_packet(packet)
+            elif self._stage == _HELLO:
+                self._ask_for_handshake()
             elif self._stage == _PROOF:
                 if self._buffer[0] not in (PASSWORD, TERMINATE):
                     # Not to be waited for until it is whole: such as another StartupMessage.
@@ -250,7 +254,8 @@ class ClientLogin(asyncio.Protocol):
             raise ClientViolation("encryption was asked for twice")
         self._encryption_asked += (request,)
         if request is Encryption.SSL and self._duties.tls is not None:
-            self._ask_for_handshake()
+            self._stage = _HELLO
+            self.transport.write(b"S")
         else:
             self.transport.write(b"N")
 
@@ -270,18 +275,11 @@ class ClientLogin(asyncio.Protocol):
         if offer is None or self.ended:
             return
         data, self._buffer = self._buffer, b""
-        if not self._direct:
-            if data:
-                message = "received unencrypted data after an encryption request"
-                self.end(Ending(Reason.CLIENT_VIOLATION, ClientViolation.sqlstate, message))
-                return
-            self.transport.write(b"S")
-        elif len(data) > MAX_EARLY_SIZE:
+        if len(data) > MAX_EARLY_SIZE:
             self.transport.resume_reading()
         below = self.transport
         tls = self.transport = TlsConnection(below, self, offer.identity.context, self._secured, turns=offer.handshakes)
-        if data:
-            tls.data_received(data)
+        tls.data_received(data)
 
     def _secured(self, error: OSError | None) -> None:
         """The handshake is done, or has failed."""
@@ -412,7 +410,7 @@ class ClientLogin(asyncio.Protocol):
         """Tell the client why, and close the connection."""
         if not self.ended:
             self._finish(ending)
-            if ending.sqlstate:
+            if ending.sqlstate and self._stage not in (_HELLO, _HANDSHAKE):  # nothing in clear where TLS is awaited
                 self.transport.write(_farewell(ending))
             self._duties.linger(self.transport)
 
@@ -420,7 +418,7 @@ class ClientLogin(asyncio.Protocol):
         if self.ended:
             return
         self.ended = True
-        if self._stage == _HANDSHAKE and self._duties.tls is not None:
+        if self._stage in (_HELLO, _HANDSHAKE) and self._duties.tls is not None:
             self._duties.tls.handshakes.done(self, ending.reason.value if ending is not None else "")
         if self._stage == _POOL:
             self._pool.newcomers.pop(self, None)

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from pooler.tls.connection import Step
 
 PATIENCE_S: Final = 2.0
-"""How long a handshake may be under way while others wait for its place."""
+"""How long a handshake may be under way while a few others wait for its place; less if many do."""
 
 _NOTHING_IN_COMMON: Final = frozenset(
     (
@@ -75,10 +75,11 @@ class Handshakes:
 
     def sweep(self, now: float) -> None:
         """End those who take long while others wait."""
+        patience = PATIENCE_S * self._most / (self._most + len(self.queue))
         for guest, since in list(self.under_way.items()):
             if not since:
                 self.under_way[guest] = now
-            elif self.queue and now - since >= PATIENCE_S:
+            elif self.queue and now - since >= patience:
                 guest.too_slow()
 
     # --- turns

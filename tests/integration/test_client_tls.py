@@ -247,9 +247,25 @@ def test_who_dawdles_makes_room_for_others(tls_pgfunnel: StartPgfunnel, certific
     pooler = tls_pgfunnel(client_tls_handshakes=2)
     with ExitStack() as open_:
         for _ in range(2):
-            open_.enter_context(pooler.connect()).send(SSL_REQUEST)
+            silent = open_.enter_context(pooler.connect())
+            silent.send(SSL_REQUEST)
+            assert silent.receive() == b"S"
+            silent.send(b"\x16\x03\x01")
         with in_tls(pooler, trusting(certificates)) as wire:
             assert wire.value("select 1") == "1"
+
+
+def test_who_is_silent_takes_nobodys_place(tls_pgfunnel: StartPgfunnel, certificates: Certificates) -> None:
+    pooler = tls_pgfunnel(client_tls_handshakes=1)
+    with ExitStack() as open_:
+        for _ in range(20):  # each of which would be waited for, for seconds
+            silent = open_.enter_context(pooler.connect())
+            silent.send(SSL_REQUEST)
+            assert silent.receive() == b"S"
+        with in_tls(pooler, trusting(certificates)) as wire:
+            assert wire.value("select 1") == "1"
+        assert pooler.metric("pgfunnel_logins", state="tls") == 0
+        assert not pooler.metric("pgfunnel_tls_handshakes_failed_total", cause="tls_handshake_failed")
 
 
 def test_a_burst_of_handshakes_gets_in_and_keeps_nobody_waiting_long(

@@ -84,6 +84,18 @@ async def test_who_dawdles_goes_if_others_wait() -> None:
     assert (alone, slow.slow, other.began) == (False, True, True)
 
 
+async def test_the_more_wait_the_sooner_who_dawdles_has_to_go() -> None:
+    """Else so many that never finish would keep everybody out: each new one of them has its two seconds again."""
+    handshakes = Handshakes(10)
+    dawdlers = crowd(handshakes, 10)
+    crowd(handshakes, 40)
+    handshakes.sweep(100.0)
+    handshakes.sweep(100.0 + PATIENCE_S / 5 - 0.1)
+    assert not any(client.slow for client in dawdlers)
+    handshakes.sweep(100.0 + PATIENCE_S / 5)
+    assert all(client.slow for client in dawdlers)
+
+
 async def test_one_step_is_taken_in_each_round() -> None:
     handshakes = Handshakes(100)
     taken: list[int] = []
