@@ -78,6 +78,15 @@ def test_variables_that_are_named_are_settings(document: Path) -> None:
     assert set(re.findall(r"\bPGFUNNEL_[A-Z_]+[A-Z]\b", document.read_text())) <= variables
 
 
+@every_document
+def test_settings_of_logins_and_tls_that_are_named_exist(document: Path) -> None:
+    others = {reason.value for reason in Reason} | {cells[0] for cells in rows(read("docs/operations.md"), "event")}
+    named = set(
+        re.findall(r"\b(?:auth|client_tls|server_tls|passthrough|scram|users)_\w*[a-z]\b", document.read_text())
+    )
+    assert named <= Settings.model_fields.keys() | others
+
+
 @pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
 def test_options_of_the_command_are_settings(name: str) -> None:
     options = {f"--{setting.replace('_', '-')}" for setting in Settings.model_fields} | {"--config"}
