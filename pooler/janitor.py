@@ -5,7 +5,7 @@ nothing moved since it first saw it, has lasted at least that long. So a timeout
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from config.settings import Settings
@@ -86,6 +86,7 @@ class Janitor:
         premises = self._premises
         now = premises.now()
         self._sweep_logins(now)
+        premises.lobby.sweep(now)
         premises.handshakes.sweep(now)
         premises.throttle.sweep(now)
         for pool in premises.pools:
@@ -271,7 +272,7 @@ class Janitor:
             pool.make_stale(server)
 
 
-def _older(logins: "dict[ClientLogin, None]", than: float) -> "list[ClientLogin]":
+def _older(logins: "Mapping[ClientLogin, object]", than: float) -> "list[ClientLogin]":
     """Return those that arrived before `than`, from a queue in order of arrival."""
     found = []
     for login in logins:

@@ -14,6 +14,14 @@ from pooler.reasons import Ending, Reason
 LINGER_S: Final = 2.0
 """How long a connection that we have ended may go without reading anything of what it is still to read."""
 
+PATIENCE_S: Final = 5.0
+"""How long a client may take to answer when it is asked who it is, while others wait for its place."""
+
+_TOO_SLOW: Final = Ending(
+    Reason.LOGIN_TIMEOUT,
+    "57014",
+    f"no answer to the question for a password within {PATIENCE_S:g} s: others wait for a place (max_client_conn)",
+)
 _FLOOD: Final = Ending(
     Reason.LOGIN_FLOOD, "53300", "too many connections that have not logged in", hint="Try again in a moment."
 )
@@ -30,8 +38,8 @@ class Lobby:
         """Connections that have not said who they are."""
         self.queue: OrderedDict[ClientLogin, None] = OrderedDict()
         """Those that have, and wait for a place."""
-        self.proving: OrderedDict[ClientLogin, None] = OrderedDict()
-        """Those that have a place, and are logging in."""
+        self.proving: OrderedDict[ClientLogin, float] = OrderedDict()
+        """Those that have a place, and are logging in; since when they were seen to owe an answer, 0 = they did not."""
         self.clients = 0
         """Places taken, by whoever is logging in or logged in."""
         self._letting_in = False
@@ -61,6 +69,18 @@ class Lobby:
             hint="Raise max_client_conn, or close connections that are not needed.",
         )
 
+    def sweep(self, now: float) -> None:
+        """End those who don't prove who they are, while others wait: any name will do to get a place."""
+        if not self.queue:
+            return
+        for login, since in list(self.proving.items()):
+            if not login.asked:
+                self.proving[login] = 0.0
+            elif not since:
+                self.proving[login] = now
+            elif now - since >= PATIENCE_S:
+                login.end(_TOO_SLOW)
+
     def left(self, login: ClientLogin, *, joined: bool) -> None:
         """A login has ended; `joined` if it has become a session, which keeps the place."""
         if login in self.proving:
@@ -86,7 +106,7 @@ class Lobby:
 
     def _let_in(self, login: ClientLogin) -> None:
         self.clients += 1
-        self.proving[login] = None
+        self.proving[login] = 0.0
         login.go_on()
 
 

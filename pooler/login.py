@@ -166,6 +166,11 @@ class ClientLogin(asyncio.Protocol):
         return self._stage == _POOL
 
     @property
+    def asked(self) -> bool:
+        """It is its turn to say something, so that it is let in."""
+        return self._stage == _PROOF
+
+    @property
     def undecided(self) -> bool:
         """It has said all that it can say, and Postgres is asked what to make of it."""
         return self._stage == _DECISION

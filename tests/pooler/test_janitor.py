@@ -11,7 +11,7 @@ from config.settings import Settings
 from pooler.access.throttle import Throttle
 from pooler.client import ClientSession
 from pooler.janitor import CLEANING_S, ROUND_S, Janitor, Premises
-from pooler.lobby import Departures, Lobby
+from pooler.lobby import PATIENCE_S, Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
@@ -235,6 +235,7 @@ class _Stranger:
     """A login, as the lobby and the janitor see it."""
 
     proven = False
+    asked = False
     undecided = False
     hint = ""
 
@@ -293,6 +294,27 @@ def test_a_login_that_was_slow_to_say_who_it_is_does_not_gain_time_behind_a_quic
     watch.walk(21)
     assert slow.ended_at is Reason.TOO_MANY_CLIENTS
     assert quick.ended_at is None
+
+
+def test_who_does_not_prove_who_it_is_does_not_keep_a_place_from_those_who_wait() -> None:
+    watch = Watch(client_login_timeout=60)
+    holder, next_one = (_Stranger(watch.lobby, watch.house.time) for _ in range(2))
+    holder.asked = True
+    watch.lobby.arrived(cast("ClientLogin", holder))
+    watch.lobby.identified(cast("ClientLogin", holder))
+    watch.walk(20)
+    assert holder.ended_at is None, "nobody waits"
+    watch.lobby.arrived(cast("ClientLogin", next_one))
+    watch.lobby.identified(cast("ClientLogin", next_one))
+    watch.walk(PATIENCE_S - 1)
+    assert holder.ended_at is None
+    holder.asked = False
+    watch.walk(20)
+    assert holder.ended_at is None, "Postgres has to decide"
+    holder.asked = True
+    watch.walk(PATIENCE_S + 1)
+    assert cast("ClientLogin", next_one) in watch.lobby.proving
+    assert holder.ended_at is Reason.LOGIN_TIMEOUT
 
 
 def test_who_does_not_read_the_last_word_is_closed_in_the_end() -> None:
