@@ -101,8 +101,8 @@ class Pools:
     @property
     def caps(self) -> Iterator[Cap[ServerSession]]:
         """All limits that pools share."""
-        yield from self._database_caps.values()
-        yield from self._user_caps.values()
+        yield from list(self._database_caps.values())
+        yield from list(self._user_caps.values())
 
     def get(self, user: str, database: str) -> ServerPool:
         """Return the pool of a user and a database, made now if need be."""
@@ -154,8 +154,11 @@ class Pools:
         """Drop a pool that has never served anybody: the names of databases are the clients' to choose."""
         del self._pools[pool.user, pool.database]
         del self._sharing[pool]
-        for cap in pool.caps:
-            cap.pools.remove(pool)
+        for caps, name in ((self._database_caps, pool.database), (self._user_caps, pool.user)):
+            if name in caps:
+                caps[name].pools.remove(pool)
+                if not caps[name].pools:
+                    del caps[name]
 
     # --- opening connections
 

@@ -24,8 +24,10 @@ from tests.support.scripted_upstream import GREETING, Peer, Script, scripted_ups
 from tests.support.transport import MockTransport
 
 
-def pools_with(vault: Vault, port: int = 5432) -> Pools:
-    settings = Settings(upstream=f"postgresql://alice@127.0.0.1:{port}/shop")
+def pools_with(vault: Vault, port: int = 5432, limit: int = 0) -> Pools:
+    settings = Settings(
+        upstream=f"postgresql://alice@127.0.0.1:{port}/shop", max_db_connections=limit, max_user_connections=limit
+    )
     log = make_log("text", "info", io.StringIO())
     house = House()
     return Pools(
@@ -159,6 +161,17 @@ async def test_what_is_refused_before_a_password_is_asked_for_is_not_tried_with_
         with pytest.raises(LoginRefusedError, match=r"no pg_hba\.conf entry"):
             await pools_with(vault, upstream.port)._log_in("alice", "shop")
     assert tokens.given == 1
+
+
+async def test_names_of_databases_that_there_are_not_leave_nothing_behind() -> None:
+    pools = pools_with(Vault({}), limit=1)
+    for number in range(3):
+        pool = pools.get("alice", f"made up {number}")
+        assert pool.take_place()
+        pools._refused(pool, ErrorFields("FATAL", "3D000", "it does not exist"))
+    assert not list(pools)
+    assert not list(pools.caps)
+    await pools.close()
 
 
 async def test_a_knock_says_whether_postgres_answers_and_leaves() -> None:
