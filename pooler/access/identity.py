@@ -19,9 +19,9 @@ def name_in_certificate(candidate: Candidate) -> str:
         raise AuthenticationFailedError("no certificate of the client's that is verified and has a common name")
     if len(names) > 1:
         raise AuthenticationFailedError(f"{len(names)} common names in the client's certificate, of which one may be")
-    if "\0" in names[0]:
-        # What comes after it would be overlooked by whoever takes it for the end of the name.
-        raise AuthenticationFailedError("a certificate with a zero byte in its common name")
+    if "\0" in names[0] or "\n" in names[0]:
+        # What comes after it would be overlooked by whoever takes it for the end of the name, as patterns' $ does.
+        raise AuthenticationFailedError("a certificate with a zero byte or a line break in its common name")
     return names[0]
 
 
