@@ -11,13 +11,15 @@ from pooler.reasons import Ending, Reason
 
 _OVER_TCP: Final = {True: ("host", "hostssl"), False: ("host", "hostnossl")}
 """The types of connection that match, by whether there is TLS."""
+_LONGEST_NAME: Final = 63
+"""Bytes; NAMEDATALEN in PostgreSQL, less one."""
 
 
 def find_rule(rules: Sequence[Rule], candidate: Candidate) -> Rule | None:
     """Return the candidate's rule, None if there is none for it."""
     user, database = candidate.startup.user, candidate.startup.database
     address = address_of(candidate)
-    if address is None and not is_local(candidate):
+    if (address is None and not is_local(candidate)) or any(_is_cut(name) for name in (user, database)):
         return None
     connections = ("local",) if address is None else _OVER_TCP[candidate.tls is not None]
     for rule in rules:
@@ -29,6 +31,11 @@ def find_rule(rules: Sequence[Rule], candidate: Candidate) -> Rule | None:
         ):
             return rule
     return None
+
+
+def _is_cut(name: str) -> bool:
+    """Tell whether Postgres cuts a name to one that rules may be for."""
+    return len(name.encode("utf-8", "surrogateescape")) > _LONGEST_NAME
 
 
 def is_local(candidate: Candidate) -> bool:

@@ -81,6 +81,16 @@ def test_nobody_is_let_in_for_whom_there_is_no_rule(tmp_path: Path, rule: str) -
     )
 
 
+@pytest.mark.parametrize(("user", "database"), [("alice", "é" * 32), ("é" * 32, "shop")])
+def test_a_name_that_postgres_cuts_does_not_get_around_the_rule_for_what_is_left(
+    tmp_path: Path, user: str, database: str
+) -> None:
+    applicant = Applicant(user, database)
+    gate_by_rules(tmp_path, f"host {'e' * 63} all all reject\nhost all all all password").examine(applicant)
+    assert applicant.ending is not None
+    assert applicant.ending.reason is Reason.LOGIN_REFUSED
+
+
 def test_who_is_rejected_is_told_so(tmp_path: Path) -> None:
     applicant = over_tls(Applicant("alice", "shop"))
     gate_by_rules(tmp_path, "host all all all reject\nhost all all all trust").examine(applicant)
