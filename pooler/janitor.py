@@ -127,11 +127,12 @@ class Janitor:
             login.end(lobby.too_many(f"for {timeout:g} s (client_login_timeout)"))
         for login in _older(lobby.proving, now - timeout):
             if not login.proven:  # else it waits for us
-                login.end(too_slow._replace(hint=self._why_undecided()) if login.undecided else too_slow)
+                login.end(self._undecided(too_slow) if login.undecided else too_slow)
 
-    def _why_undecided(self) -> str:
+    def _undecided(self, ending: Ending) -> Ending:
+        """Add why, for the log alone: to a stranger it would tell hosts and files."""
         failure = self._premises.pools.upstream.failure
-        return f"Postgres could not be asked who may log in: {failure}." if failure else ""
+        return ending._replace(hint="Postgres could not be asked who may log in.", why=failure) if failure else ending
 
     def _sweep_queues(self, pool: ServerPool, now: float) -> None:
         settings = self._premises.settings

@@ -237,7 +237,7 @@ class _Stranger:
     proven = False
     asked = False
     undecided = False
-    hint = ""
+    hint = why = ""
 
     def __init__(self, lobby: Lobby, since: float) -> None:
         self.lobby, self.since = lobby, since
@@ -247,7 +247,7 @@ class _Stranger:
 
     def end(self, ending: Ending) -> None:
         self.ended_at = ending.reason
-        self.hint = ending.hint
+        self.hint, self.why = ending.hint, ending.why
         self.lobby.left(cast("ClientLogin", self), joined=False)
 
 
@@ -265,17 +265,17 @@ def test_a_login_takes_no_longer_than_client_login_timeout(identified: bool) -> 
 
 
 @pytest.mark.parametrize("undecided", [True, False])
-def test_a_login_that_postgres_has_to_decide_on_is_told_why_it_has_not(undecided: bool) -> None:
+def test_a_login_that_postgres_has_to_decide_on_is_told_that_it_has_not_and_the_log_why(undecided: bool) -> None:
     watch = Watch(client_login_timeout=5)
     stranger = _Stranger(watch.lobby, watch.house.time)
     stranger.undecided = undecided
     watch.lobby.arrived(cast("ClientLogin", stranger))
     watch.lobby.identified(cast("ClientLogin", stranger))
-    watch.upstream.failure = "the database system is starting up"
+    watch.upstream.failure = "TLS with 10.0.0.7: certificate verify failed"
     watch.walk(6)
     assert stranger.ended_at is Reason.LOGIN_TIMEOUT
-    told = "Postgres could not be asked who may log in: the database system is starting up."
-    assert stranger.hint == (told if undecided else ""), "else it is the client that has not answered"
+    told = ("Postgres could not be asked who may log in.", "TLS with 10.0.0.7: certificate verify failed")
+    assert (stranger.hint, stranger.why) == (told if undecided else ("", "")), "else the client has not answered"
 
 
 def test_a_login_that_was_slow_to_say_who_it_is_does_not_gain_time_behind_a_quick_one() -> None:
