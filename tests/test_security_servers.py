@@ -16,9 +16,10 @@ import pytest
 
 from config.settings import Settings
 from pooler.demo.postgres import EmbeddedPostgres
+from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel
 from tests.support.scripted_server import Conversation, ScriptedServer
-from tests.support.wire import ServerError, message
+from tests.support.wire import ServerError, message, startup
 
 Script = Callable[[Conversation], None]
 CHALLENGE: Final = 11
@@ -126,6 +127,21 @@ def test_cve_2026_6669_a_server_that_wants_endless_iterations_gets_none(in_clear
     before = sum(process.cpu_times()[:2])
     in_clear.refusal(challenge(iterations))
     assert sum(process.cpu_times()[:2]) - before < 2
+
+
+def test_cve_2026_6669_nor_does_one_that_is_asked_for_a_users_secret(pgfunnel: StartPgfunnel) -> None:
+    with ScriptedServer(challenge("2147483647")) as server:
+        pooler = pgfunnel(
+            server.url(user="asker", password="hush"),
+            auth_type="scram-sha-256",
+            auth_user="asker",
+            server_tls_sslmode="disable",
+        )
+        with pooler.connect() as wire:
+            wire.send(startup({"user": "alice", "database": "postgres"}))
+            line = pooler.wait_for_log("event=auth_query_failed")
+        assert "the server asks for 2147483647 SCRAM iterations" in line
+        assert "hush" not in line
 
 
 @pytest.mark.parametrize("nonce", ["{}" + "x" * 30_000, "another", "{}", ""])

@@ -5,13 +5,17 @@ parameters nor its database (CVE-2025-12819). When to ask, and how long an answe
 """
 
 import asyncio
+import hashlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from math import inf
+from types import SimpleNamespace
 from typing import Final, NamedTuple
 
 import asyncpg
+
+from protocol.scram import MAX_ITERATIONS, AuthenticationFailedError
 
 CONNECTIONS: Final = 2
 """How many there may be to ask with; they are opened when there is something to ask."""
@@ -77,6 +81,7 @@ class AuthQuery:
         self._query = query
         self._server = server
         self._timeout = timeout_s or None
+        _bound_iterations()
         self._pool = asyncpg.create_pool(
             min_size=0,
             max_size=CONNECTIONS,
@@ -175,6 +180,21 @@ class AuthQuery:
         """Close the connections, whatever they are doing."""
         await self._pool  # it can't be closed before
         self._pool.terminate()
+
+
+def _bound_iterations() -> None:
+    """Keep a server from stopping us by the SCRAM iterations that it asks for.
+
+    asyncpg derives as many as it is told to, up to ten minutes' worth, on the event loop, and leaves no other way to
+    have a say in that.
+    """
+    asyncpg.protocol.protocol.hashlib = SimpleNamespace(**{**vars(hashlib), "pbkdf2_hmac": _derive})
+
+
+def _derive(name: str, password: bytes, salt: bytes, iterations: int) -> bytes:
+    if iterations > MAX_ITERATIONS:
+        raise AuthenticationFailedError(f"the server asks for {iterations} SCRAM iterations")
+    return hashlib.pbkdf2_hmac(name, password, salt, iterations)
 
 
 def _failure(error: asyncpg.PostgresError) -> NoAnswerError:
