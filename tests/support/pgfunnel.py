@@ -57,7 +57,8 @@ class Pgfunnel:
         self.port, self.metrics_port = two_free_ports()
         self.log: list[str] = []
         self._directory = tempfile.TemporaryDirectory(prefix="pgfunnel-test-")
-        defaults: dict[str, Setting] = {"upstream": upstream, "auth_type": "trust"}
+        # Logins that fail on purpose have nothing to wait for.
+        defaults: dict[str, Setting] = {"upstream": upstream, "auth_type": "trust", "login_failure_delay": 0}
         ports: dict[str, Setting] = {"listen_port": self.port, "metrics_port": self.metrics_port}
         files: dict[str, Setting] = {}
         if userlist is not None:
