@@ -11,7 +11,7 @@ from benchmarks.measure import Measure
 from benchmarks.servers import Pooler
 from benchmarks.workload import Workload
 from protocol.sql import State, classify
-from protocol.statements import Library
+from protocol.statements import SHAPE, Library
 
 _BY_HAND = """
 BEGIN
@@ -108,6 +108,7 @@ class Texts(Measure):
         Figure("hit_ns", "recognising a prepared statement of 57 bytes", "ns"),
         Figure("verdict_ns", "recognising a query of 57 bytes that is not plain", "ns"),
         Figure("plain_ns", "seeing that a query of 57 bytes is plain", "ns"),
+        Figure("shape_ns", "recognising one that differs from it in its numbers only", "ns"),
     )
 
     def sample(self, pooler: Pooler, workload: Workload) -> Mapping[str, float]:
@@ -124,6 +125,7 @@ class Texts(Measure):
             "hit_ns": 1e9 * _seconds(100_000, lambda: library.plain.get(parse[6:])),
             "verdict_ns": 1e9 * _seconds(100_000, lambda: library.verdict(query[5:-1])),
             "plain_ns": 1e9 * _seconds(100_000, lambda: library.is_plain_query(query)),
+            "shape_ns": 1e9 * _seconds(100_000, lambda: query.translate(SHAPE) in library.shapes),
         }
 
     def expected_seconds(self, workload: Workload) -> float:
