@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from pooler.credentials.credential import Credential, Md5Hash, Password
-from pooler.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt
+from pooler.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt, where_is
 from pooler.reasons import Reason
 from protocol.errors import ProtocolViolation
 from protocol.kinds import (
@@ -112,7 +112,7 @@ async def log_in(target: Target, parameters: Mapping[str, str], timeout_s: float
         async with asyncio.timeout(timeout_s or None):
             return await _log_in_by_mode(target, parameters)
     except TimeoutError:
-        message = f"no login at {target.host}:{target.port} within {timeout_s:g} s"
+        message = f"no login at {where_is(target.host, target.port)} within {timeout_s:g} s"
         raise ConnectFailedError(Reason.SERVER_CONNECT_TIMEOUT, message) from None
 
 
@@ -149,7 +149,8 @@ async def _attempt(target: Target, parameters: Mapping[str, str], tls: ServerTls
     try:
         conversation = await dial(target.host, target.port)
     except OSError as error:
-        raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)) from None
+        why = f"can't connect to {where_is(target.host, target.port)}: {error.strerror or error}"
+        raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, why) from None
     try:
         if tls is not None:
             await encrypt(conversation, target.host, tls)

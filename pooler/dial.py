@@ -129,11 +129,18 @@ class Conversation(asyncio.Protocol):
             await self._arrived.wait()
 
 
+def where_is(host: str, port: int) -> str:
+    """Return the address of a Postgres as one would write it; `host` may be the directory of a Unix socket."""
+    if host.startswith("/"):
+        return f"{host}/.s.PGSQL.{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 async def dial(host: str, port: int) -> Conversation:
     """Connect over TCP, or over the Unix socket in the directory `host`. Raises OSError."""
     loop = asyncio.get_running_loop()
     if host.startswith("/"):
-        _, conversation = await loop.create_unix_connection(Conversation, f"{host}/.s.PGSQL.{port}")
+        _, conversation = await loop.create_unix_connection(Conversation, where_is(host, port))
     else:
         _, conversation = await loop.create_connection(Conversation, host, port)
     return conversation

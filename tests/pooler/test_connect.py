@@ -89,6 +89,19 @@ async def enter(target: Target, most_s: float = 5) -> bytes:
     return login.welcome
 
 
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [
+        ("127.0.0.1", r"127\.0\.0\.1:1: "),
+        ("::1", r"\[::1\]:1: "),
+        ("/nowhere", r"/nowhere/\.s\.PGSQL\.1: No such file or directory"),
+    ],
+)
+async def test_who_cant_connect_says_where(host: str, where: str) -> None:
+    with pytest.raises(ConnectFailedError, match=f"^can't connect to {where}"):
+        await enter(Target(host, 1, "alice", "shop", None))
+
+
 async def test_a_login_without_a_password() -> None:
     async with postgres(GREETING) as (target, heard):
         assert await enter(target) == parameter_status("server_version", "18.0")
