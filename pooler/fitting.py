@@ -10,7 +10,7 @@ from typing import Protocol, final
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
-from pooler.sharing import Fitted, Sharing
+from pooler.session_state.sharing import Fitted, Sharing
 from protocol.messages import ErrorFields
 
 Parameters = tuple[tuple[str, str], ...]

@@ -10,7 +10,6 @@ from typing import Final, NamedTuple, Protocol
 
 from config.settings import Settings
 from pooler.access.throttle import Throttle
-from pooler.advice import advise
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
 from pooler.hold import PARTING, PINNED
@@ -19,6 +18,7 @@ from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
+from pooler.session_state.advice import advise
 from pooler.sockets import has_hung_up
 from pooler.tls.handshakes import Handshakes
 from protocol.kinds import IDLE

@@ -17,7 +17,7 @@ from pooler.fitting import Fittings
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.server import ServerSession
-from pooler.sharing import Fitted
+from pooler.session_state.sharing import Fitted
 from pooler.tls.connection import TlsConnection, explain
 from pooler.tls.contexts import ALPN
 from pooler.tls.handshakes import Handshakes, cause_of

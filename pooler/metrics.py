@@ -10,11 +10,11 @@ from prometheus_client.registry import Collector
 
 from pooler import __version__
 from pooler.client import Clients
-from pooler.ledger import Ledger
 from pooler.lobby import Lobby
 from pooler.pools import Pools
 from pooler.reasons import Reason
-from pooler.state_metrics import state_metrics
+from pooler.session_state.ledger import Ledger
+from pooler.session_state.metrics import state_metrics
 from pooler.tally import Tally
 from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes

@@ -17,14 +17,14 @@ from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
 from pooler.dial import ConnectFailedError, ServerTls
-from pooler.ledger import Ledger
 from pooler.log import Log
-from pooler.policy import policy_for
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
-from pooler.session import SessionState
-from pooler.sharing import Sharing
+from pooler.session_state.ledger import Ledger
+from pooler.session_state.policy import policy_for
+from pooler.session_state.session import SessionState
+from pooler.session_state.sharing import Sharing
 from pooler.sockets import keep_alive
 from pooler.tally import Tally
 from pooler.tls.connection import encryption

@@ -31,8 +31,8 @@ from pooler.hold import (
 )
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
-from pooler.session import SessionState
-from pooler.sharing import Moment
+from pooler.session_state.session import SessionState
+from pooler.session_state.sharing import Moment
 from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
 from protocol.backend import scan_replies

@@ -27,15 +27,15 @@ from pooler.credentials.vault import Vault
 from pooler.dial import ServerTls
 from pooler.fitting import Fittings
 from pooler.janitor import Janitor, Premises, Reloadable
-from pooler.ledger import Ledger
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties, TlsOffer
 from pooler.metrics import Figures
-from pooler.policy import ignored_everywhere
 from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
+from pooler.session_state.ledger import Ledger
+from pooler.session_state.policy import ignored_everywhere
 from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limit
 from pooler.tally import Tally
 from pooler.tls.connection import encryption

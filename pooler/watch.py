@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Final, Protocol, final
 
-from pooler.advice import advise
 from pooler.hold import RESHAPED
 from pooler.server import ServerSession
-from pooler.session import application_of, too_many_pinned
+from pooler.session_state.advice import advise
+from pooler.session_state.session import application_of, too_many_pinned
 from protocol.bound import names_bound, runs_last
 from protocol.kinds import FAILED
 from protocol.messages import ErrorFields

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Final, final
 
-from pooler.answers import Answer, Circumstances
 from pooler.hold import ASK, ASKING, CANCELLING, CHOKED, PINNED, RETIRED, STUFFED
 from pooler.reasons import Reason
-from pooler.sharing import Fitted, own_settings
+from pooler.session_state.answers import Answer, Circumstances
+from pooler.session_state.sharing import Fitted, own_settings
 from protocol.errors import ProtocolViolation
 from protocol.exchange import COPYING_IN, SKIPPING
 from protocol.frontend import scan_requests

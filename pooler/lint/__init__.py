@@ -20,7 +20,7 @@ from pooler.lint.progress import Progress
 from pooler.lint.report import as_json, as_text
 from pooler.lint.statements import LONGEST_LINE, Format, Input, InputError
 from pooler.lint.statistics import statistics
-from pooler.policy import Policy
+from pooler.session_state.policy import Policy
 
 _FORMATS: Final[dict[str, Format]] = {"sql": "sql", "csvlog": "csvlog", "jsonlog": "jsonlog"}
 _BY_SUFFIX: Final[dict[str, Format]] = {".csv": "csvlog", ".json": "jsonlog"}

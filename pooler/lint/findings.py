@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from pooler.lint.statements import Statement
-from pooler.policy import Action, Policy
+from pooler.session_state.policy import Action, Policy
 from protocol.sql import State, fingerprint
 
 MOST: Final = 10_000

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from pooler.advice import ADVICE
 from pooler.lint.findings import Finding, Findings, Outcome
+from pooler.session_state.advice import ADVICE
 from protocol.sql import State, words
 
 _HEADER: Final = ("outcome", "class", "times", "first seen", "statement")

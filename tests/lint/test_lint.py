@@ -18,12 +18,12 @@ import psycopg
 import pytest
 
 from config.session_state import DEFAULTS
-from pooler.advice import ADVICE
 from pooler.demo.postgres import EmbeddedPostgres
 from pooler.lint import main
 from pooler.lint.findings import MOST, OTHERS, Findings, Outcome
 from pooler.lint.statements import LONGEST_LINE, Statement
-from pooler.policy import Policy
+from pooler.session_state.advice import ADVICE
+from pooler.session_state.policy import Policy
 from protocol.sql import State, classify
 from tests.support.pgfunnel import eventually
 

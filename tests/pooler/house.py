@@ -10,13 +10,13 @@ import structlog
 
 from config.session_state import DEFAULTS, StatePolicies
 from pooler.client import ClientDuties, ClientSession
-from pooler.ledger import Ledger
-from pooler.policy import Policy
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerDuties, ServerSession
-from pooler.session import SessionState
-from pooler.sharing import Sharing
+from pooler.session_state.ledger import Ledger
+from pooler.session_state.policy import Policy
+from pooler.session_state.session import SessionState
+from pooler.session_state.sharing import Sharing
 from protocol.parameters import Profiles
 from protocol.statements import Library
 from tests.protocol.model import message

@@ -5,7 +5,7 @@ import pytest
 from pooler.fitting import Fittings, Parameters
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
-from pooler.sharing import MOST_FITTED, Fitted
+from pooler.session_state.sharing import MOST_FITTED, Fitted
 from protocol.messages import messages_in
 from protocol.question import NAME
 from tests.pooler.house import DONE, READY, House, answer, full_answer, query, sent, wire

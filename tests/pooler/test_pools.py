@@ -12,11 +12,11 @@ from config.settings import Settings
 from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
-from pooler.ledger import Ledger
 from pooler.log import make_log
 from pooler.pool import Cap
 from pooler.pools import Pools
 from pooler.server import ServerSession
+from pooler.session_state.ledger import Ledger
 from pooler.tally import Tally
 from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE, ErrorFields, fatal
 from tests.pooler.house import House, query, wire

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.session_state import DEFAULTS
-from pooler.policy import Policy
+from pooler.session_state.policy import Policy
 from protocol.exchange import OWED_QUERY, Exchange
 from protocol.frontend import scan_requests
 from protocol.parameters import Dialect

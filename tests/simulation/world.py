@@ -16,7 +16,7 @@ from pooler.hold import CANCELLING
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import Borrower, ServerDuties, ServerSession
-from pooler.session import SessionState
+from pooler.session_state.session import SessionState
 from protocol.messages import READY_IDLE, ErrorFields, error_response
 from protocol.parameters import Profile
 from tests.pooler.house import new_sharing

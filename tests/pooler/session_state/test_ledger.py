@@ -7,10 +7,10 @@ from typing import Any, Final
 import pytest
 from prometheus_client.core import Metric
 
-from pooler.advice import ADVICE
-from pooler.ledger import MOST_LINES, MOST_TOTALS, QUIET_S, Ledger, Pin
 from pooler.log import make_log
-from pooler.state_metrics import state_metrics
+from pooler.session_state.advice import ADVICE
+from pooler.session_state.ledger import MOST_LINES, MOST_TOTALS, QUIET_S, Ledger, Pin
+from pooler.session_state.metrics import state_metrics
 from protocol.sql import State
 
 APP: Final = ("app", "orders", "jobs")

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from pooler.ledger import Account, Ledger
+from pooler.session_state.ledger import Account, Ledger
 from protocol.sql import words
 
 _POOL: Final = ("database", "user")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pooler.answers import MOST, Answer, Answers, Circumstances, repeatable
+from pooler.session_state.answers import MOST, Answer, Answers, Circumstances, repeatable
 from protocol.parameters import Profiles
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from config.session_state import CLASSES, DEFAULTS, POLICIES, TRACKABLE, StateClass
 from config.settings import Settings
-from pooler.advice import ADVICE, advise
-from pooler.policy import Action, Policy, policy_for
+from pooler.session_state.advice import ADVICE, advise
+from pooler.session_state.policy import Action, Policy, policy_for
 from protocol.sql import State, words
 
 EVERYTHING: Final = ~State(0)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, final
 
-from pooler.advice import advise
 from pooler.log import Log
+from pooler.session_state.advice import advise
 from protocol.sql import State, fingerprint, words
 
 OTHER: Final = "other"

@@ -8,9 +8,9 @@ import random
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple, final
 
-from pooler.answers import Answers
-from pooler.ledger import Ledger
-from pooler.policy import Policy
+from pooler.session_state.answers import Answers
+from pooler.session_state.ledger import Ledger
+from pooler.session_state.policy import Policy
 from protocol.parameters import IDENTITY, ROLE, SESSION_USER, Profile, Profiles
 from protocol.question import Findings, can_be_asked_for
 from protocol.sql import State, Verdict

@@ -6,10 +6,10 @@ Bookkeeping only: the server session asks Postgres and sends, this says what for
 from collections.abc import Iterable, Mapping
 from typing import Final, final
 
-from pooler.advice import advise
-from pooler.answers import Circumstances
 from pooler.reasons import Ending, Reason
-from pooler.sharing import Judgement, Moment, Sharing, Suspicion
+from pooler.session_state.advice import advise
+from pooler.session_state.answers import Circumstances
+from pooler.session_state.sharing import Judgement, Moment, Sharing, Suspicion
 from protocol.messages import parameter_status, text_of
 from protocol.parameters import Profile
 from protocol.question import Findings, full_question, question
