@@ -1,7 +1,7 @@
 """The metrics, read off the pooler when they are asked for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -18,6 +18,7 @@ from pooler.session_state.metrics import state_metrics
 from pooler.tally import Tally
 from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes
+from pooler.tls.watched import WatchedContext
 from protocol.statements import Library
 
 _POOL = ("database", "user")
@@ -28,6 +29,8 @@ class Figures(NamedTuple):
 
     clients: Clients
     handshakes: Handshakes
+    identities: Sequence[WatchedContext]
+    """What TLS uses, on either side."""
     places: int
     """How many clients there may be."""
     lobby: Lobby
@@ -57,6 +60,13 @@ class PoolerCollector(Collector):
         yield _gauge("pgfunnel_clients", "Clients that are logged in", len(figures.clients))
         encrypted = sum(isinstance(client.transport, TlsConnection) for client in list(figures.clients.values()))
         yield _gauge("pgfunnel_tls_clients", "Those that use TLS", encrypted)
+        expires = GaugeMetricFamily(
+            "pgfunnel_tls_certificate_expiry_timestamp_seconds", "When pgfunnel's certificate expires", labels=["side"]
+        )
+        for identity in figures.identities:
+            if identity.expires is not None:
+                expires.add_metric([identity.side], identity.expires)
+        yield expires
         yield _gauge("pgfunnel_max_client_connections", "How many there may be", figures.places)
         lobby = GaugeMetricFamily(
             "pgfunnel_logins", "Connections that are not logged in, by what they wait for", labels=["state"]

@@ -26,7 +26,7 @@ from pooler.credentials.sourced import sourced_passwords
 from pooler.credentials.vault import Vault
 from pooler.dial import ServerTls
 from pooler.fitting import Fittings
-from pooler.janitor import Janitor, Premises, Reloadable
+from pooler.janitor import Janitor, Premises
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties, TlsOffer
@@ -40,7 +40,7 @@ from pooler.sockets import ListenError, listening_sockets, raise_descriptor_limi
 from pooler.tally import Tally
 from pooler.tls.connection import encryption
 from pooler.tls.handshakes import Handshakes
-from pooler.tls.watched import watch_client_context, watch_server_context
+from pooler.tls.watched import WatchedContext, watch_client_context, watch_server_context
 from pooler.web import Web
 from protocol.startup import StartupMemory
 from protocol.statements import Library
@@ -87,7 +87,7 @@ class Pooler:
         self.departures = Departures(strangers)
         self.lobby = Lobby(self.places, strangers)
         self.handshakes = Handshakes(settings.client_tls_handshakes)
-        self.reloadables: list[Reloadable] = []
+        self.identities: list[WatchedContext] = []
         server_tls = self._server_tls()
         self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self._cancel_failed, server_tls)
         self.vault = Vault(loaded.credentials, sourced_passwords(settings, self.now), self.now)
@@ -177,13 +177,14 @@ class Pooler:
                 self.departures,
                 self.clients,
                 self.canceller,
-                self.reloadables,
+                self.identities,
                 self.now,
             )
         )
         figures = Figures(
             self.clients,
             self.handshakes,
+            self.identities,
             self.places,
             self.lobby,
             self.pools,
@@ -200,7 +201,7 @@ class Pooler:
         if mode == "disable":
             return None
         identity = watch_client_context(self.settings, self.log)
-        self.reloadables.append(identity)
+        self.identities.append(identity)
         return TlsOffer(identity, self.handshakes, required=mode not in ("allow", "prefer"))
 
     def _server_tls(self) -> ServerTls | None:
@@ -209,7 +210,7 @@ class Pooler:
         if mode == "disable" or self.settings.upstream.socket_path is not None:
             return None
         identity = watch_server_context(self.settings, self.log)
-        self.reloadables.append(identity)
+        self.identities.append(identity)
         return ServerTls(mode, identity, direct=self.settings.server_tls_sslnegotiation == "direct")
 
     def _count_places(self) -> tuple[int, int]:
@@ -289,8 +290,8 @@ class Pooler:
     def reload(self) -> None:
         """Read again what comes from files."""
         self._reload_access()
-        for reloadable in self.reloadables:
-            reloadable.reload()
+        for identity in self.identities:
+            identity.reload()
 
     def _reload_access(self) -> None:
         try:

@@ -50,6 +50,8 @@ class Buffers(NamedTuple):
 class TlsContext(ssl.SSLContext):
     """An SSLContext, with what our connections need beside it."""
 
+    shown: bytes = b""
+    """The certificate that the peer is shown (DER); empty if there is none. The standard library can't tell."""
     end_point: bytes = b""
     """What binds proofs to the certificate that clients are shown; see binding. The standard library can't tell."""
 

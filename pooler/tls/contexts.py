@@ -11,6 +11,7 @@ from typing import Final
 from config.settings import Settings
 from config.tls import oldest_and_newest
 from pooler.tls.binding import server_end_point
+from pooler.tls.certificate import first_certificate
 from pooler.tls.connection import TlsContext
 
 ALPN: Final = "postgresql"
@@ -39,7 +40,7 @@ def client_context(settings: Settings) -> TlsContext:
     context = TlsContext(ssl.PROTOCOL_TLS_SERVER)
     _choose(context, "client_tls", settings.client_tls_protocols, settings.client_tls_ciphers)
     _show(context, "client_tls", settings.client_tls_cert_file, settings.client_tls_key_file)
-    context.end_point = _binding(settings.client_tls_cert_file)
+    context.end_point = server_end_point(context.shown) if context.shown else b""
     _agree_on_keys(context, settings)
     context.set_alpn_protocols([ALPN])
     context.num_tickets = settings.client_tls_tickets
@@ -105,13 +106,7 @@ def _show(context: TlsContext, side: str, certificate: Path | None, key: Path | 
         raise TlsSettingsError(
             f"{side}_cert_file, {side}_key_file: {key} {reason} for {certificate} ({error.reason or error})"
         ) from None
-
-
-def _binding(file: Path | None) -> bytes:
-    """Return what proofs are bound to by the first of the certificates in a file."""
-    _, header, rest = file.read_text("ascii", "replace").partition(ssl.PEM_HEADER) if file is not None else ("", "", "")
-    body, footer, _ = rest.partition(ssl.PEM_FOOTER)
-    return server_end_point(ssl.PEM_cert_to_DER_cert(header + body + footer)) if footer else b""
+    context.shown = first_certificate(certificate)
 
 
 def _trust(context: TlsContext, side: str, authorities: Path | None) -> None:

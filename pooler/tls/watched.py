@@ -1,10 +1,13 @@
 """A context that follows its files: certificates are renewed while the pooler runs, and nobody is dropped for it."""
 
+import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from config.settings import Settings
 from pooler.log import Log
+from pooler.tls.certificate import expiry
 from pooler.tls.connection import TlsContext
 from pooler.tls.contexts import client_context, server_context
 
@@ -17,12 +20,26 @@ class WatchedContext:
 
     def __init__(self, side: str, make: Callable[[], TlsContext], files: Iterable[Path | None], log: Log) -> None:
         """`side` names it in the log: client or server. Raises TlsSettingsError if `make` does."""
-        self._side = side
+        self.side = side
+        self.expires: float | None = None
+        """When the certificate that is shown does, in seconds since 1970; None = there is none."""
         self._make = make
         self._files = [file for file in files if file is not None]
         self._log = log
         self._stamps = self._look()
         self.context = make()
+        self._examine()
+
+    def _examine(self) -> None:
+        shown = self.context.shown
+        self.expires = expiry(shown) if shown else None
+        if self.expires is not None and self.expires < time.time():
+            self._log.warning(
+                "tls_certificate_expired",
+                side=self.side,
+                expired=datetime.fromtimestamp(self.expires, UTC).isoformat(),
+                advice="who checks certificates will not connect until there is a new one",
+            )
 
     def reload(self) -> None:
         """Read the files again; what can't be used changes nothing."""
@@ -30,9 +47,10 @@ class WatchedContext:
         try:
             self.context = self._make()
         except (ValueError, OSError) as error:  # TlsSettingsError among them; a file may go while it is read
-            self._log.error("tls_reload_failed", side=self._side, error=str(error), advice="the old files stay in use")
+            self._log.error("tls_reload_failed", side=self.side, error=str(error), advice="the old files stay in use")
         else:
-            self._log.info("tls_reloaded", side=self._side)
+            self._log.info("tls_reloaded", side=self.side)
+            self._examine()
 
     def reload_if_changed(self) -> None:
         """Read the files again if one of them is another."""

@@ -8,6 +8,7 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -107,6 +108,7 @@ def test_the_mode_says_who_gets_tls_and_who_must_have_it(
             assert wire.value("select 1") == "1"
             pooler.wait_for_log("event=client_login .*tls=TLSv1.3 cipher=TLS_AES_256_GCM_SHA384")
             assert pooler.metric("pgfunnel_tls_clients") == 1
+            assert pooler.metric("pgfunnel_tls_certificate_expiry_timestamp_seconds", side="client") > time.time()
 
 
 def test_on_a_unix_socket_there_is_no_tls_and_none_is_asked_for(tls_pgfunnel: StartPgfunnel, tmp_path: Path) -> None:
