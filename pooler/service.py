@@ -268,6 +268,7 @@ class Pooler:
                 where = f"{self.settings.metrics_addr} port {self.settings.metrics_port}"
                 raise ListenError(f"can't serve metrics on {where}: {error.strerror or error}") from None
         # First all of them, so that nobody is let in if one address can't be listened on.
+        places = []
         for sock in list(listening_sockets(self.settings)):
             name = sock.getsockname()
             if isinstance(name, str):
@@ -279,7 +280,9 @@ class Pooler:
                 self.port = name[1]
                 listener = await loop.create_server(self._new_login, sock=sock, backlog=self.settings.listen_backlog)
             self._listeners.append(listener)
-            self.log.info("listening", on=name if isinstance(name, str) else f"{name[0]}:{name[1]}")
+            places.append(name if isinstance(name, str) else f"{name[0]}:{name[1]}")
+        for place in places:  # once whoever waits for the first such line can come by any of them
+            self.log.info("listening", on=place)
         self.accepting = True
         self._janitor.start()
         # What exists now stays: the collector need not look at it again, and rarely at the clients that come.

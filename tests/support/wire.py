@@ -105,7 +105,11 @@ class Wire:
         if host.startswith("/"):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(timeout)
-            self.socket.connect(f"{host}/.s.PGSQL.{port}")
+            try:
+                self.socket.connect(f"{host}/.s.PGSQL.{port}")
+            except OSError:
+                self.socket.close()
+                raise
         else:
             self.socket = socket.create_connection((host, port), timeout=timeout)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
