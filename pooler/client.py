@@ -26,8 +26,8 @@ PENDING_LIMIT: Final = 64 * 1024
 """Bytes. A client that waits is not read from any more once it has sent this much."""
 
 
-_LEADS_OUT: Final = re.compile(rb"rollback|commit|abort|\bend\b", re.IGNORECASE).search
-"""Finds what may end a failed transaction."""
+_LEADS_OUT: Final = re.compile(rb"rollback|commit|abort|\bend\b|prepare", re.IGNORECASE).search
+"""Finds what may end a failed transaction; PREPARE TRANSACTION does, too."""
 
 Clients = dict[bytes, "ClientSession"]
 """The clients that are logged in, by their cancel keys."""

@@ -280,19 +280,20 @@ def test_a_good_bye_that_follows_nothing_but_settings_is_said_at_once() -> None:
     assert house.endings[client].reason is Reason.CLIENT_QUIT
 
 
-def test_what_could_end_a_failed_transaction_waits_for_the_settings() -> None:
+@pytest.mark.parametrize("text", ["rollback; delete from t", "PREPARE transaction 'x'; delete from t"])
+def test_what_could_end_a_failed_transaction_waits_for_the_settings(text: str) -> None:
     house, server, [client, other] = house_of(clients=2)
     dressed(house, server, client, other)
     wire(server).receive(DRESSED + DONE)
     wire(other).receive(query("select 4"))
     wire(server).receive(DRESSED + DONE)
     sent(wire(server))
-    wire(client).receive(query("rollback; delete from t"))
+    wire(client).receive(query(text))
     assert len(texts(sent(wire(server)))) == 1
     wire(client).receive(query("select 5"))
     assert sent(wire(server)) == b""
     wire(server).receive(DRESSED)
-    assert texts(sent(wire(server))) == ["rollback; delete from t", "select 5"]
+    assert texts(sent(wire(server))) == [text, "select 5"]
     wire(server).receive(DONE + DONE)
     assert house.census() == FREE
 
