@@ -71,13 +71,13 @@ def _hosts(value: object) -> object:
 
 def _filled(value: object) -> object:
     if value == "":
-        raise PydanticKnownError("string_type")
+        raise ValueError("is empty")
     return value
 
 
 _MinusOne = BeforeValidator(_minus_one_as_none)
 _Word = BeforeValidator(_lower)
-_Name = Annotated[Text | None, BeforeValidator(_filled), Takes("TEXT", "text that is not empty")]
+_Name = Annotated[Text | None, BeforeValidator(_filled), Takes("TEXT", "text")]
 _Count = Annotated[Count | None, _MinusOne, Takes("COUNT", "a whole number, 0 or more")]
 _Seconds = Annotated[Seconds | None, _MinusOne, Takes("SECONDS", "a number of seconds, 0 or more")]
 _Connections = Annotated[
@@ -91,7 +91,7 @@ _PoolMode = Annotated[
     _Word,
     Takes("MODE", "one of session, transaction, statement"),
 ]
-_Secret = Annotated[SecretStr | None, BeforeValidator(_filled), Takes("TEXT", "text that is not empty")]
+_Secret = Annotated[SecretStr | None, BeforeValidator(_filled), Takes("TEXT", "text")]
 
 
 class _Entry(BaseModel):
@@ -285,12 +285,12 @@ def _explain(details: ErrorDetails, model: type[_Entry], key: str, given: Mappin
     """Return what is wrong with a value that pydantic refused."""
     if details["type"] == "missing":
         return "is missing"
-    reason = details["ctx"]["error"] if details["type"] == "value_error" else None
-    value = given[key]
+    kind, value = takes(model.model_fields[key]), given[key]
+    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else f"is not {kind.words}"
     # Of what people write freely, nothing is shown: it could be a secret, or hold one.
-    secret = takes(model.model_fields[key]).metavar == "TEXT" or not isinstance(value, (str, int, float))
-    shown = "its value" if secret else repr(value) if isinstance(value, str) else str(value).lower()
-    return f"{shown} {reason or f'is not {takes(model.model_fields[key]).words}'}"
+    if kind.metavar == "TEXT" or not isinstance(value, (str, int, float)):
+        return reason
+    return f"{value!r} {reason}" if isinstance(value, str) else f"{str(value).lower()} {reason}"
 
 
 def _shown(key: str) -> str:
