@@ -263,14 +263,15 @@ class _Reading:
             f"{what}: there is no key {_shown(key)}{did_you_mean(key, keys)} ({place})" for key in unknown
         )
         try:
-            return model.model_validate({key: value for key, value in given.items() if key in keys})
+            entry = model.model_validate({key: value for key, value in given.items() if key in keys})
         except ValidationError as error:
             # One line for each key: a value that may be of two kinds has two errors.
             wrong = {str(details["loc"][0]): details for details in reversed(error.errors())}
-        self.mistakes.extend(
-            f"{what}: {key} {_explain(details, model, key, given)} ({place})" for key, details in wrong.items()
-        )
-        return None
+            self.mistakes.extend(
+                f"{what}: {key} {_explain(details, model, key, given)} ({place})" for key, details in wrong.items()
+            )
+            return None
+        return None if unknown else entry
 
 
 def _wrong_name(section: str, name: str) -> str:
