@@ -80,7 +80,7 @@ def pairs(value: str) -> dict[str, str]:
     while position < end:
         match = _PAIR.match(value, position)
         if match is None:
-            after = f" after {list(found)[-1]}" if found else ""
+            after = f" after {_shown(list(found)[-1])}" if found else ""
             raise ValueError(f"has something{after} that is not key=value or key='value' (a ' inside is written '')")
         text = match["bare"] if match["quoted"] is None else match["quoted"].replace("''", "'")
         if not text:

@@ -191,6 +191,7 @@ def test_pairs(value: str, expected: dict[str, str]) -> None:
         ("password='secret", "has something that is not key=value"),
         ("password='secret'port=1", "has something that is not key=value"),
         ("user=a password='sec'ret' port=1", "has something after user that is not key=value"),
+        ("password=a 's3cret=1 x", "has something after something that is not key=value"),
         ("host=", "has host without a value: leave it out"),
         ("password='' user=a", "has password without a value: leave it out"),
     ],
@@ -198,7 +199,7 @@ def test_pairs(value: str, expected: dict[str, str]) -> None:
 def test_what_is_not_pairs_is_refused_without_being_shown(value: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         ini.pairs(value)
-    assert "secret" not in str(raised.value)
+    assert "secret" not in str(raised.value).replace("s3", "se")
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text(min_size=1, max_size=10)))
