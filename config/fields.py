@@ -136,6 +136,7 @@ Milliseconds = Annotated[
     Takes("MILLISECONDS", "a whole number of milliseconds, 0 or more"),
 ]
 Port = Annotated[int, Field(ge=0, le=65535), _Number, Takes("PORT", "a port number from 0 to 65535")]
+ServerPort = Annotated[int, Field(ge=1, le=65535), _Number, Takes("PORT", "a port number from 1 to 65535")]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 0 or more")]
 PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 1 or more")]
 Iterations = Annotated[int, Field(ge=1, le=1_000_000), _Number, Takes("COUNT", "a whole number from 1 to 1000000")]

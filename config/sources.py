@@ -4,7 +4,6 @@ Reading stops at no mistake and judges no value. A Reading has what was given, e
 is wrong with the names.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -14,6 +13,7 @@ from typing import Final
 
 from config.fields import takes
 from config.files import read_text
+from config.nearest import did_you_mean
 from config.settings import Settings
 
 PREFIX = str(Settings.model_config["env_prefix"])
@@ -104,9 +104,7 @@ def read_toml(path: Path, source: Source) -> Reading:
 
 def unknown(source: Source, names: Collection[str]) -> str:
     """Return the message for a name that no setting has, with the right one if it is near."""
-    plain = {_plain(name): name for name in names}
-    nearest = difflib.get_close_matches(_plain(source.name), plain, n=1, cutoff=0.75)
-    hint = f"; did you mean {plain[nearest[0]]}?" if nearest else ""
+    hint = did_you_mean(source.name, names, plain=_plain)
     return f"{source.name}: there is no such setting{hint} ({source.place})"
 
 
