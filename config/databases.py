@@ -8,37 +8,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from config.fields import Count, Seconds, ServerPort, Takes, Text, takes
 from config.ini import Ini, Item, pairs
 from config.nearest import did_you_mean
+from config.percent import Connections
 
 FALLBACK: Final = "*"
 """The database whose entry is for all that have none."""
 _CONSOLE: Final = ("pgbouncer", "pgfunnel")
 _ALIASES: Final = {"reserve_pool": "reserve_pool_size"}
 _LAST_PEER: Final = 16383
-
-
-@dataclass(frozen=True, slots=True)
-class Percent:
-    """A share of the connections that a server has for us: of its max_connections less the reserved ones."""
-
-    value: float
-    """More than 0, and 100 at most."""
-
-    def __str__(self) -> str:
-        return f"{self.value:g}%"
-
-
-def _percent(value: object) -> object:
-    if not isinstance(value, str) or not value.endswith("%"):
-        return value
-    if not re.fullmatch(r"\d{1,3}(\.\d{1,3})? *%", value, re.ASCII) or not 0 < float(value[:-1]) <= 100:
-        raise PydanticKnownError("int_parsing")
-    return Percent(float(value[:-1]))
 
 
 def _minus_one_as_none(value: object) -> object:
@@ -81,10 +63,7 @@ _Name = Annotated[Text | None, BeforeValidator(_filled), Takes("TEXT", "text")]
 _Count = Annotated[Count | None, _MinusOne, Takes("COUNT", "a whole number, 0 or more")]
 _Seconds = Annotated[Seconds | None, _MinusOne, Takes("SECONDS", "a number of seconds, 0 or more")]
 _Connections = Annotated[
-    InstanceOf[Percent] | Count | None,
-    BeforeValidator(_percent),
-    _MinusOne,
-    Takes("COUNT|SHARE", "a whole number, 0 or more, or a share such as 90%"),
+    Connections | None, _MinusOne, Takes("COUNT|SHARE", "a whole number, 0 or more, or a share such as 90%")
 ]
 _PoolMode = Annotated[
     Literal["session", "transaction", "statement"] | None,

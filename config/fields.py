@@ -76,6 +76,18 @@ def _address_or_none(value: object) -> object:
     return _empty_as_none(value)
 
 
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if isinstance(value, (list, tuple)) and not all(isinstance(each, str) and _is_name(each) for each in value):
+        raise PydanticKnownError("list_type")
+    return value
+
+
+def _is_name(text: str) -> bool:
+    return re.fullmatch(r"[^,\0]+", text) is not None
+
+
 def _empty_as_none(value: object) -> object:
     # As in PgBouncer. What a file or an image sets can't be unset by a variable in any other way.
     return None if value == "" else value
@@ -88,7 +100,7 @@ def _socket_mode(value: object) -> int:
 
 
 def _upstream(value: object) -> object:
-    return Upstream.parse(value) if isinstance(value, str) else value
+    return Upstream.parse(value) if isinstance(value, str) and value else _empty_as_none(value)
 
 
 def _table(value: object) -> object:
@@ -129,6 +141,12 @@ _Number = BeforeValidator(_not_a_boolean)
 _Times = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 
 Seconds = Annotated[_Times, Takes("SECONDS", "a number of seconds, 0 or more", "{:g}".format)]
+Period = Annotated[
+    float,
+    Field(gt=0, allow_inf_nan=False),
+    _Number,
+    Takes("SECONDS", "a number of seconds, more than 0", "{:g}".format),
+]
 Milliseconds = Annotated[
     int,
     Field(ge=0, le=2**31 - 1),
@@ -140,6 +158,7 @@ ServerPort = Annotated[int, Field(ge=1, le=65535), _Number, Takes("PORT", "a por
 Count = Annotated[int, Field(ge=0, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 0 or more")]
 PositiveCount = Annotated[int, Field(ge=1, le=2**31 - 1), _Number, Takes("COUNT", "a whole number, 1 or more")]
 Iterations = Annotated[int, Field(ge=1, le=1_000_000), _Number, Takes("COUNT", "a whole number from 1 to 1000000")]
+PeerId = Annotated[int, Field(ge=0, le=16383), _Number, Takes("ID", "a whole number from 0 to 16383")]
 # Linux refuses more than these in setsockopt (MAX_TCP_KEEPCNT, MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL).
 KeepaliveCount = Annotated[int, Field(ge=0, le=127), _Number, Takes("COUNT", "a whole number from 0 to 127")]
 KeepaliveSeconds = Annotated[
@@ -160,6 +179,9 @@ MemorySize = Annotated[
 Share = Annotated[_Times, Field(le=1), Takes("SHARE", "a share from 0 to 1", "{:g}".format)]
 Boolean = Annotated[bool, Takes("0|1", "0 or 1 (or false/true, no/yes, off/on)", "{:d}".format)]
 Text = Annotated[str, AfterValidator(_without_zero_byte), Takes("TEXT", "text")]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(_names), Takes("NAME,...", "a comma-separated list of names", ",".join)
+]
 Address = Annotated[str | None, BeforeValidator(_address_or_none), Takes("ADDRESS", "an address or a host name")]
 Addresses = Annotated[
     tuple[str, ...],
@@ -176,7 +198,7 @@ SocketMode = Annotated[
     Takes("MODE", "a file mode in octal digits, as text, such as 0777", "{:04o}".format),
 ]
 UpstreamUrl = Annotated[
-    InstanceOf[Upstream],
+    InstanceOf[Upstream] | None,
     BeforeValidator(_upstream),
     Takes("URL", "a URL of the form postgresql://user:password@host:port/dbname"),
 ]

@@ -23,6 +23,7 @@ from config.sources import CONFIG, PREFIX, TABLES, Given, Reading, Source, read_
 from config.upstream import Upstream, mask
 
 _LONGEST_SHOWN = 100
+_NO_DATABASE = f"upstream: it is missing; give {option_name('upstream')} postgresql://... or {PREFIX}UPSTREAM"
 _ACCESS_FILES = ("auth_file", "auth_hba_file", "auth_ident_file")
 _BY_PASSWORD = ("plain", "md5", "scram-sha-256")
 
@@ -64,6 +65,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         f"{given[each.setting].source.name}: {each.text} ({given[each.setting].source.place})" for each in in_files
     ]
 
+    missing = [] if "upstream" in given and given["upstream"].value != "" else [_NO_DATABASE]
     mistakes = [
         *command_line.mistakes,
         *environment.mistakes,
@@ -71,6 +73,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
         *contradictions,
         *wrong_values,
         *wrong_lines,
+        *missing,
     ]
     if settings is None or mistakes:
         raise ConfigurationError(mistakes)
@@ -123,8 +126,6 @@ def _validate(given: Mapping[str, Given]) -> tuple[Settings | None, list[str]]:
 def _explain(details: ErrorDetails, given: Mapping[str, Given]) -> str:
     """Return the line about one value that pydantic refused."""
     name, *inside = map(str, details["loc"])
-    if details["type"] == "missing":
-        return f"{name}: it is missing; give {option_name(name)} postgresql://... or {PREFIX}{name.upper()}"
     reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else None
     if name not in given:
         return f"{name}: it {reason} (default)"
@@ -159,7 +160,7 @@ def _complete(settings: Settings, access: Access) -> Access:
             f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in; "
             "auth_user finds users in Postgres, auth_type passthrough needs no list"
         )
-    if settings.auth_type == "any" and settings.upstream.user is None:
+    if settings.auth_type == "any" and (settings.upstream is None or settings.upstream.user is None):
         mistakes.append("upstream: it names no user, as whom auth_type any serves everybody")
     if settings.auth_type == "peer" and settings.unix_socket_dir is None:
         mistakes.append("auth_type: peer takes unix_socket_dir: only there the system user of a client is known")
@@ -188,7 +189,9 @@ def _users(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping[str, 
     can't lock its user out.
     """
     users = {**listed, **settings.users}
-    user, password = settings.upstream.user, settings.upstream.password
-    if user is not None and (password is not None or settings.auth_type not in _BY_PASSWORD):
-        users[user] = password or users.get(user, SecretStr(""))
+    upstream = settings.upstream
+    if upstream is None or upstream.user is None:
+        return users
+    if upstream.password is not None or settings.auth_type not in _BY_PASSWORD:
+        users[upstream.user] = upstream.password or users.get(upstream.user, SecretStr(""))
     return users

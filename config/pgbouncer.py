@@ -11,6 +11,7 @@ from typing import Final, Literal, get_origin
 
 from config.fields import default_text, takes
 from config.ini import Ini
+from config.percent import Percent
 from config.settings import Settings
 from config.sources import Given, Reading, Source, unknown
 
@@ -124,6 +125,7 @@ DEFAULTS: Final = {
 """All of PgBouncer's settings, and what holds where a pgbouncer.ini leaves them out, as one would write it there."""
 
 WITHOUT_EFFECT: Final = {
+    "auth_ldap_options": "there is no auth_type ldap, which alone would use them",
     "dns_zone_check_period": "names are looked up again after dns_max_ttl, whatever their zone says",
     "job_name": "there is no service of Windows to name",
     "pkt_buf": "buffers have the size of what arrives",
@@ -184,7 +186,7 @@ def read(ini: Ini) -> PgBouncerReading:
 def plain(name: str, text: str) -> object:
     """Return what a setting's text in a pgbouncer.ini means, written as in TOML; what means nothing stays as it is."""
     setting = Settings.model_fields[name]
-    if setting.annotation is int and takes(setting).metavar != "MODE":
+    if setting.annotation in (int, int | Percent) and takes(setting).metavar != "MODE":
         return _whole_number(text)
     if setting.annotation is float:
         return _number(text)

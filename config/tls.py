@@ -61,6 +61,26 @@ Protocols = Annotated[
 ]
 """TLS versions in PgBouncer's words, such as secure or tlsv1.2,tlsv1.3."""
 
+_ALWAYS_ON: Final = frozenset(("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256", "TLS_AES_128_GCM_SHA256"))
+"""OpenSSL's ciphers for TLS 1.3, of which Python's ssl lets nobody leave one out."""
+
+
+def _tls13_ciphers(value: str) -> str:
+    named = {word.strip().upper() for word in value.replace(":", ",").split(",") if word.strip()}
+    if named and not named >= _ALWAYS_ON:
+        raise ValueError(
+            f"leaves out one of {', '.join(sorted(_ALWAYS_ON))}, which Python's ssl can't: leave it empty, or take "
+            "TLS 1.3 out of the protocols"
+        )
+    return value
+
+
+Tls13Ciphers = Annotated[str, AfterValidator(_tls13_ciphers), Takes("CIPHER:...", "a list of TLS 1.3's ciphers")]
+_TLS13_CIPHERS: Final = (
+    "Ciphers of TLS 1.3. All that OpenSSL has on are used, as Python's ssl can't leave one out: a list without one of "
+    "them is refused."
+)
+
 _CIPHERS: Final = (
     "in OpenSSL's syntax, or a word of PgBouncer's: default, secure, fast or normal for Python's own choice, compat or "
     "legacy, insecure or all. TLS 1.3 has its own, which this does not change."
@@ -96,6 +116,7 @@ class ClientTls(BaseModel):
     )
     client_tls_protocols: Protocols = Field(default="secure", description=_PROTOCOLS)
     client_tls_ciphers: Text = Field(default="default", description=f"Ciphers up to TLS 1.2, {_CIPHERS}")
+    client_tls13_ciphers: Tls13Ciphers = Field(default="", description=_TLS13_CIPHERS)
     client_tls_ecdhcurve: Text = Field(
         default="auto",
         description="Name of the one elliptic curve for key exchange; auto for OpenSSL's choice of them.",
@@ -153,6 +174,7 @@ class ServerTls(BaseModel):
     )
     server_tls_protocols: Protocols = Field(default="secure", description=_PROTOCOLS)
     server_tls_ciphers: Text = Field(default="default", description=f"Ciphers up to TLS 1.2, {_CIPHERS}")
+    server_tls13_ciphers: Tls13Ciphers = Field(default="", description=_TLS13_CIPHERS)
     server_tls_sslnegotiation: SslNegotiation = Field(
         default="postgres",
         description="How TLS begins: Postgres is asked first (postgres), or not (direct: one round trip less; takes "

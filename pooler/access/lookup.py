@@ -289,7 +289,7 @@ def lookup_for(
 ) -> Lookup | None:
     """Return the Lookup that the settings describe, if they do."""
     upstream, auth_user = settings.upstream, settings.auth_user
-    if not auth_user:
+    if not auth_user or upstream is None:
         return None
     database = settings.auth_dbname or upstream.dbname or auth_user
 

@@ -95,7 +95,8 @@ def sourced_passwords(settings: Settings, now: Callable[[], float]) -> SourcedPa
     upstream, named = settings.upstream, settings.server_password_source
     if named is None:
         return None
-    return SourcedPasswords(named, source_for(named, upstream.host, upstream.port), upstream.user, now)
+    host, port, user = (upstream.host, upstream.port, upstream.user) if upstream is not None else ("", 0, None)
+    return SourcedPasswords(named, source_for(named, host, port), user, now)
 
 
 def source_for(named: PasswordSource, host: str, port: int, environ: Mapping[str, str] = os.environ) -> Source:

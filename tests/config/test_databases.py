@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from config import databases, ini
-from config.databases import Database, Directory, Peer, Percent, User
+from config.databases import Database, Directory, Peer, User
 from config.ini import Ini, Item, Place
+from config.percent import Percent
 
 
 def an_ini(text: str) -> Ini:

@@ -13,8 +13,10 @@ from config.authentication import AuthType
 from config.errors import ConfigurationError
 from config.fields import default_text
 from config.load import Loaded, load
+from config.percent import Percent
+from config.pools import PoolMode
 from config.session_state import CLASSES
-from config.settings import PoolMode, Settings
+from config.settings import Settings
 from config.sources import Source
 
 UPSTREAM = "postgresql://app:secret@db/orders"
@@ -188,7 +190,7 @@ def test_all_mistakes_of_all_sources_come_in_one_message(toml: Path) -> None:
             "  --pool-mode: 'transactoin' is not one of session, transaction, statement (command line)",
             "  PGFUNNEL_MAX_CLIENT_CON: there is no such setting; did you mean PGFUNNEL_MAX_CLIENT_CONN? (environment)",
             "  PGFUNNEL_QUERY_TIMEOUT: '30s' is not a number of seconds, 0 or more (environment)",
-            f"  default_pool_size: -1 is not a whole number, 0 or more ({toml})",
+            f"  default_pool_size: -1 is not a whole number, 0 or more, or a share such as 90% ({toml})",
             f"  pool_mod: there is no such setting; did you mean pool_mode? ({toml})",
             "  upstream: it is missing; give --upstream postgresql://... or PGFUNNEL_UPSTREAM",
         ]
@@ -257,9 +259,8 @@ def test_variables_that_kubernetes_sets_for_services_named_after_us_are_passed_o
         ("unix_socket_dir", "/none/such", "'/none/such' is not the path of a directory that exists"),
         ("unix_socket_mode", "0888", "'0888' is not a file mode in octal digits, as text, such as 0777"),
         ("max_client_conn", "0", "'0' is not a whole number, 1 or more"),
-        ("default_pool_size", "many", "'many' is not a whole number, 0 or more"),
-        ("default_pool_size", "1e99", "'1e99' is not a whole number, 0 or more"),
-        ("min_pool_size", "65", "'65' is more than default_pool_size 64"),
+        ("default_pool_size", "many", "'many' is not a whole number, 0 or more, or a share such as 90%"),
+        ("default_pool_size", "1e99", "'1e99' is not a whole number, 0 or more, or a share such as 90%"),
         ("query_timeout", "-1", "'-1' is not a number of seconds, 0 or more"),
         ("query_timeout", "inf", "'inf' is not a number of seconds, 0 or more"),
         ("query_timeout", "nan", "'nan' is not a number of seconds, 0 or more"),
@@ -276,7 +277,6 @@ def test_variables_that_kubernetes_sets_for_services_named_after_us_are_passed_o
         ("users", '["alice"]', "its value is not a TOML table, or a JSON object, of user names and passwords"),
         ("users", '{"": "secret"}', "its value has an empty name"),
         ("users", '{"alice": 17}', "the password of alice is not text"),
-        ("upstream", "", "'' does not begin with postgresql://"),
         ("upstream", "db:5432", "'***' does not begin with postgresql://"),
         ("pool_mode", UPSTREAM, "'postgresql://app:***@db/orders' is not one of session, transaction, statement"),
         ("pool_mode", "x" * 5000, f"'{'x' * 100}...' is not one of session, transaction, statement"),
@@ -399,13 +399,20 @@ def test_nothing_to_listen_on_is_refused() -> None:
     ]
 
 
-def test_limits_below_the_minimum_are_refused() -> None:
-    assert mistakes("--min-pool-size=5", "--max-db-connections=4", "--max-user-connections=3") == [
-        "--max-db-connections: '4' leaves no room for min_pool_size 5 (command line)",
-        "--max-user-connections: '3' leaves no room for min_pool_size 5 (command line)",
-    ]
-    settings = loaded("--min-pool-size=5", "--max-db-connections=5", "--default-pool-size=0").settings
-    assert (settings.min_pool_size, settings.max_db_connections) == (5, 5)
+def test_a_minimum_above_a_limit_is_no_mistake() -> None:
+    settings = loaded("--min-pool-size=65", "--max-db-connections=4", "--max-user-connections=3").settings
+    assert (settings.min_pool_size, settings.default_pool_size, settings.max_db_connections) == (65, 64, 4)
+
+
+def test_sizes_may_be_shares_of_what_the_server_has(toml: Path) -> None:
+    toml.write_text('max_db_connections = "37.5%"\n')
+    settings = loaded("--default-pool-size=90%", "--config", str(toml)).settings
+    assert (settings.default_pool_size, settings.max_db_connections) == (Percent(90), Percent(37.5))
+
+
+def test_an_empty_upstream_is_none() -> None:
+    with pytest.raises(ConfigurationError, match="upstream: it is missing"):
+        load(["--upstream="], {})
 
 
 # Settings made by hand
