@@ -1,0 +1,251 @@
+"""What a pool has done for its clients: PgBouncer's counters, and how long things took.
+
+Nothing is computed where it happens. Server connections count what passes through them, durations are put aside, and
+whoever asks gets the sums. The pooler's own queries, and what they carry, are in none of the figures.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator
+from math import sqrt
+from typing import Final, NamedTuple, Protocol, final
+
+_STEPS: Final = (1, 1.25, 1.6, 2, 2.5, 3.15, 4, 5, 6.3, 8)
+_DECADES: Final = range(-5, 3)
+BOUNDS: Final = tuple(float(f"{step}e{decade}") for decade in _DECADES for step in _STEPS)
+"""Seconds. The upper bounds of a histogram's buckets: ten a decade, 10 us to 800 s, so that the middle of a bucket is
+less than 14 % away from everything in it."""
+
+_US: Final = 1_000_000
+
+
+class Totals(NamedTuple):
+    """Counters under PgBouncer's names, since the start or of some time; or averages, see averages()."""
+
+    server_assignment_count: int = 0
+    """How often a client was given a server connection."""
+    xact_count: int = 0
+    query_count: int = 0
+    """Answered with a ReadyForQuery each: what was asked for with a Query, a FunctionCall or a Sync."""
+    received: int = 0
+    """Bytes of requests of clients that were sent on."""
+    sent: int = 0
+    """Bytes that were sent to clients, after their login."""
+    xact_time: int = 0
+    """Microseconds that servers have spent in transactions."""
+    query_time: int = 0
+    """Microseconds that servers have spent on queries."""
+    wait_time: int = 0
+    """Microseconds that clients have waited for a server, of those that got one."""
+    client_parse_count: int = 0
+    """Named statements that clients have prepared; this and the next two only where max_prepared_statements is set."""
+    server_parse_count: int = 0
+    """How often one of them was prepared on a server."""
+    bind_count: int = 0
+    """How often one of them was bound."""
+    client_login_count: int = 0
+
+    def plus(self, other: "Totals") -> "Totals":
+        """Return the sums."""
+        return Totals(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+def sum_of(totals: Iterable[Totals]) -> Totals:
+    """Return the sums."""
+    return Totals(*map(sum, zip(*totals, strict=True)))
+
+
+def averages(totals: Totals, before: Totals, seconds: float) -> Totals:
+    """Return what PgBouncer calls averages: counts and bytes per second, times per transaction, query and assignment.
+
+    `before` are the totals of `seconds` ago.
+    """
+    grown = [now - then for now, then in zip(totals, before, strict=True)]
+    rates = Totals(*(int(each / seconds) if seconds > 0 else 0 for each in grown))
+    of = Totals(*grown)
+    return rates._replace(
+        xact_time=of.xact_time // of.xact_count if of.xact_count else 0,
+        query_time=of.query_time // of.query_count if of.query_count else 0,
+        wait_time=of.wait_time // of.server_assignment_count if of.server_assignment_count else 0,
+    )
+
+
+@final
+class Histogram:
+    """Durations in seconds, by size."""
+
+    __slots__ = ("_buckets", "_max", "_sum", "note", "pending")
+
+    def __init__(self) -> None:
+        self._buckets = [0] * (len(BOUNDS) + 1)
+        self._sum = 0.0
+        self._max = 0.0
+        self.pending: list[float] = []
+        """Noted, and not yet sorted in; the janitor does that on its rounds."""
+        self.note: Callable[[float], None] = self.pending.append
+
+    def fold(self) -> None:
+        """Sort in what was noted."""
+        if self.pending:
+            durations = sorted(self.pending)
+            self.pending.clear()
+            self.add(durations)
+
+    def add(self, durations: list[float]) -> None:
+        """Sort in `durations`, which are in order."""
+        self._sum += sum(durations)
+        self._max = max(self._max, durations[-1])
+        buckets = self._buckets
+        done = 0
+        for bucket in range(bisect_left(BOUNDS, durations[0]), bisect_left(BOUNDS, durations[-1])):
+            upto = bisect_right(durations, BOUNDS[bucket], done)
+            buckets[bucket] += upto - done
+            done = upto
+        buckets[bisect_left(BOUNDS, durations[-1])] += len(durations) - done
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        self.fold()
+        return sum(self._buckets)
+
+    @property
+    def sum(self) -> float:
+        """Seconds, all together."""
+        self.fold()
+        return self._sum
+
+    @property
+    def max(self) -> float:
+        """The longest; 0 if there was none."""
+        self.fold()
+        return self._max
+
+    def percentile(self, q: float) -> float:
+        """Return what a share `q` of them did not exceed, 0 to 1, to within a bucket; 0 if there was none."""
+        wanted = q * self.count
+        seen = 0
+        for bucket, count in enumerate(self._buckets):
+            seen += count
+            if count and seen >= wanted:
+                if not bucket or bucket == len(BOUNDS):
+                    return min(self._max, BOUNDS[0]) if not bucket else self._max
+                return min(self._max, sqrt(BOUNDS[bucket - 1] * BOUNDS[bucket]))
+        return 0.0
+
+    def upto(self, bounds: Iterable[float]) -> Iterator[int]:
+        """Yield how many took no longer than each of `bounds`, which are some of BOUNDS in order."""
+        self.fold()
+        count = done = 0
+        for bound in bounds:
+            end = bisect_left(BOUNDS, bound) + 1
+            count += sum(self._buckets[done:end])
+            done = end
+            yield count
+
+
+class Work(NamedTuple):
+    """What a server connection has done for clients."""
+
+    assignments: int
+    transactions: int
+    queries: int
+    received: int
+    sent: int
+
+
+class Worker(Protocol):
+    """A server connection, as the statistics see it."""
+
+    @property
+    def work(self) -> Work:
+        """What it has done so far; none of it ever gets less."""
+
+
+@final
+class Statistics:
+    """Those of one pool."""
+
+    __slots__ = (
+        "_done",
+        "_workers",
+        "bind_count",
+        "client_login_count",
+        "client_parse_count",
+        "connects",
+        "logins",
+        "newer",
+        "older",
+        "queries",
+        "server_parse_count",
+        "transactions",
+        "waits",
+    )
+
+    def __init__(self, workers: Collection[Worker]) -> None:
+        """`workers` are the connections that are open."""
+        self._workers = workers
+        self._done = Work(0, 0, 0, 0, 0)
+        self.transactions = Histogram()
+        self.queries = Histogram()
+        self.waits = Histogram()
+        """Of clients that wait for a server, and get one."""
+        self.logins = Histogram()
+        """From a client's first packet to the end of its login."""
+        self.connects = Histogram()
+        """Of server connections: from the first try to the end of the login."""
+        self.client_parse_count = 0
+        self.server_parse_count = 0
+        self.bind_count = 0
+        self.client_login_count = 0
+        self.older = self.newer = Totals()
+        """As they were when the last stats_period but one, and the last one, ended."""
+
+    def keep(self, worker: Worker) -> None:
+        """A connection ends: what it has done counts on."""
+        self._done = Work(*map(sum, zip(self._done, worker.work, strict=True)))
+
+    @property
+    def totals(self) -> Totals:
+        """The counters since the start."""
+        work = Work(*map(sum, zip(self._done, *(worker.work for worker in self._workers), strict=True)))
+        return Totals(
+            work.assignments,
+            work.transactions,
+            work.queries,
+            work.received,
+            work.sent,
+            int(self.transactions.sum * _US),
+            int(self.queries.sum * _US),
+            int(self.waits.sum * _US),
+            self.client_parse_count,
+            self.server_parse_count,
+            self.bind_count,
+            self.client_login_count,
+        )
+
+    def fold(self) -> None:
+        """Sort in what was noted since the last time."""
+        for histogram in (self.transactions, self.queries, self.waits, self.logins, self.connects):
+            histogram.fold()
+
+
+class Period:
+    """The clock of stats_period: averages are those since the end of the last period but one, as PgBouncer's."""
+
+    def __init__(self, now: float) -> None:
+        self._older = now - 1.0
+        self._newer = now
+
+    def over(self, now: float, length: float) -> bool:
+        """Tell whether a period of `length` seconds has ended."""
+        return now - self._newer >= length
+
+    def turn(self, now: float, pools: Iterable[Statistics]) -> None:
+        """Begin another."""
+        self._older, self._newer = self._newer, now
+        for stats in pools:
+            stats.older, stats.newer = stats.newer, stats.totals
+
+    def seconds(self, now: float) -> float:
+        """How long ago `Statistics.older` was."""
+        return now - self._older
