@@ -29,6 +29,8 @@ class Names:
     """sameuser: databases that are called like the user."""
     exact: frozenset[str] = frozenset()
     patterns: tuple[Pattern, ...] = ()
+    replication: bool = False
+    """Physical replication, which is of no database, and in none of the others."""
 
     def include(self, name: str, user: str) -> bool:
         """Tell whether `name` is one of them, for this user."""
@@ -124,14 +126,20 @@ def _names(words: list[Word], same: str = "") -> Names:
             continue
         if word.keyword in ("samerole", "samegroup") or word.keyword.startswith("+"):
             raise ValueError(f"has {word.text}, but who is a member of what, pgfunnel does not know: name the users")
-        if word.keyword == "replication":
-            continue  # such connections are refused before
+        if word.keyword == "replication" and same:
+            continue
         if word.text.startswith("/"):
             patterns.append(Pattern.parse(word.text[1:]))
         else:
             exact.add(word.text)
     keywords = {word.keyword for word in words}
-    return Names("all" in keywords, bool(same) and same in keywords, frozenset(exact), tuple(patterns))
+    return Names(
+        "all" in keywords,
+        bool(same) and same in keywords,
+        frozenset(exact),
+        tuple(patterns),
+        replication=bool(same) and "replication" in keywords,
+    )
 
 
 def _network(fields: list[list[Word]]) -> IPv4Network | IPv6Network | None:

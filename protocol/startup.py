@@ -4,7 +4,7 @@ Source: PostgreSQL documentation, "Message Flow: Start-up", "Cancelling Requests
 """
 
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -34,6 +34,16 @@ class Encryption(Enum):
     GSSAPI = auto()
 
 
+class Replication(StrEnum):
+    """What a client wants the connection for: to replicate, or not."""
+
+    NONE = "none"
+    LOGICAL = "logical"
+    """Of a database, where SQL can be run, too."""
+    PHYSICAL = "physical"
+    """Of the whole cluster."""
+
+
 class Cancel(NamedTuple):
     """A CancelRequest for the session that was given `key` (process id and secret) in its BackendKeyData."""
 
@@ -55,6 +65,7 @@ class Startup(NamedTuple):
     """All other parameters, in the client's order."""
     settings: tuple[tuple[str, str], ...] = ()
     """The settings of the session among them, with what `options` says."""
+    replication: Replication = Replication.NONE
 
 
 FirstPacket = Encryption | Cancel | Startup
@@ -134,7 +145,24 @@ def _read_startup(code: int, body: bytes) -> Startup:
         unknown_options=unknown,
         parameters=parameters,
         settings=tuple(session_parameters(parameters).items()),
+        replication=_replication(parameters.get("replication", "off")),
     )
+
+
+_NO: Final = frozenset(("0", "f", "fa", "fal", "fals", "false", "n", "no", "of", "off"))
+_YES: Final = frozenset(("1", "t", "tr", "tru", "true", "y", "ye", "yes", "on"))
+
+
+def _replication(value: str) -> Replication:
+    """Read the parameter as Postgres does: a boolean, which may be cut short where it stays clear, or a word."""
+    if value == "database":
+        return Replication.LOGICAL
+    word = value.lower()
+    if word in _YES:
+        return Replication.PHYSICAL
+    if word in _NO:
+        return Replication.NONE
+    raise InvalidReplicationError(value)
 
 
 class NoUserError(ClientViolation):
@@ -144,3 +172,12 @@ class NoUserError(ClientViolation):
 
     def __init__(self) -> None:
         super().__init__("no PostgreSQL user name specified in startup packet")
+
+
+class InvalidReplicationError(ClientViolation):
+    """`replication` in a StartupMessage is neither a boolean nor "database"."""
+
+    sqlstate = "22023"
+
+    def __init__(self, value: str) -> None:
+        super().__init__(f'invalid value for parameter "replication": "{value}"; it takes true, false or database')

@@ -8,6 +8,7 @@ from typing import Final
 from config.hba import Rule
 from pooler.access.candidate import Candidate
 from pooler.reasons import Ending, Reason
+from protocol.startup import Replication
 
 _OVER_TCP: Final = {True: ("host", "hostssl"), False: ("host", "hostnossl")}
 """The types of connection that match, by whether there is TLS."""
@@ -21,11 +22,12 @@ def find_rule(rules: Sequence[Rule], candidate: Candidate) -> Rule | None:
     address = address_of(candidate)
     if (address is None and not is_local(candidate)) or any(_is_cut(name) for name in (user, database)):
         return None
+    physical = candidate.startup.replication is Replication.PHYSICAL
     connections = ("local",) if address is None else _OVER_TCP[candidate.tls is not None]
     for rule in rules:
         if (
             rule.connection in connections
-            and rule.databases.include(database, user)
+            and (rule.databases.replication if physical else rule.databases.include(database, user))
             and rule.users.include(user, user)
             and (rule.network is None or address in rule.network)
         ):
@@ -62,12 +64,19 @@ def refusal(candidate: Candidate, rule: Rule | None) -> Ending:
     """Return what is told to whom no rule, or a rule that rejects, is for: in Postgres's words."""
     address = address_of(candidate)
     where = f'host "{address}"' if address is not None else "a Unix socket" if is_local(candidate) else "a host"
-    what = "no pg_hba.conf entry for" if rule is None else "pg_hba.conf rejects connection for"
     encryption = "SSL encryption" if candidate.tls is not None else "no encryption"
     startup = candidate.startup
+    if startup.replication is Replication.PHYSICAL:
+        what = "no pg_hba.conf entry for replication connection from"
+        rejected, database = "replication connection", ""
+    else:
+        what = "no pg_hba.conf entry for"
+        rejected, database = "connection", f'database "{startup.database}", '
+    if rule is not None:
+        what = f"pg_hba.conf rejects {rejected} for"
     return Ending(
         Reason.LOGIN_REFUSED,
         "28000",
-        f'{what} {where}, user "{startup.user}", database "{startup.database}", {encryption}',
+        f'{what} {where}, user "{startup.user}", {database}{encryption}',
         why="no rule matches" if rule is None else "a rule rejects it",
     )

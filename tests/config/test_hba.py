@@ -51,7 +51,7 @@ def test_an_address_comes_with_its_mask(line: str, network: str | None) -> None:
         (r"/^al", ["alice", "al"], ["bob", "pal"]),
         (r'"/^a(b|c),$"', ["ab,"], ["ab"]),
         ("/x,bob", ["axb", "bob"], ["alice"]),
-        ("replication", [], ["replication"]),
+        ("replication", ["replication"], []),
     ],
 )
 def test_names(words: str, inside: list[str], outside: list[str]) -> None:
@@ -65,6 +65,15 @@ def test_sameuser_is_the_database_that_is_called_like_the_user() -> None:
     assert not databases.include("alice", "bob")
     assert databases.include("shared", "bob")
     assert rule('local "sameuser" all md5').databases == Names(exact=frozenset(["sameuser"]))
+
+
+def test_physical_replication_is_of_no_database() -> None:
+    databases = rule("local replication,shop all md5").databases
+    assert databases.replication
+    assert databases.include("shop", "alice")
+    assert not databases.include("replication", "replication")
+    assert not rule("local all,sameuser all md5").databases.replication
+    assert rule('local "replication" all md5').databases == Names(exact=frozenset(["replication"]))
 
 
 @pytest.mark.parametrize(

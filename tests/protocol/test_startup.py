@@ -14,7 +14,9 @@ from protocol.startup import (
     MAX_STARTUP_SIZE,
     Cancel,
     Encryption,
+    InvalidReplicationError,
     NoUserError,
+    Replication,
     Startup,
     read_first_packet,
 )
@@ -44,6 +46,32 @@ def test_the_database_is_named_like_the_user_unless_said_otherwise() -> None:
     packet = read(startup({"user": "alice"}))
     assert isinstance(packet, Startup)
     assert packet.database == "alice"
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("database", Replication.LOGICAL),
+        ("true", Replication.PHYSICAL),
+        ("ON", Replication.PHYSICAL),
+        ("1", Replication.PHYSICAL),
+        ("yes", Replication.PHYSICAL),
+        ("off", Replication.NONE),
+        ("0", Replication.NONE),
+        ("f", Replication.NONE),
+    ],
+)
+def test_what_a_client_wants_to_replicate(value: str, kind: Replication) -> None:
+    packet = read(startup({"user": "alice", "replication": value}))
+    assert isinstance(packet, Startup)
+    assert packet.replication is kind
+
+
+@pytest.mark.parametrize("value", ["", "o", "Database", "physical"])
+def test_a_replication_that_there_is_not(value: str) -> None:
+    with pytest.raises(InvalidReplicationError) as caught:
+        read(startup({"user": "alice", "replication": value}))
+    assert caught.value.sqlstate == "22023"
 
 
 @pytest.mark.parametrize(("asked", "spoken", "negotiate"), [(0, 0, False), (1, 1, False), (2, 2, False), (3, 2, True)])

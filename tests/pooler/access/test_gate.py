@@ -16,6 +16,7 @@ from pooler.access.candidate import Candidate, Judge
 from pooler.access.gate import Gate
 from pooler.access.proofs import Md5Proof, PlainProof, ScramProof
 from pooler.reasons import Ending, Reason
+from protocol.startup import Replication
 from tests.pooler.access.applicant import Applicant, gate, scram_secret
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -99,6 +100,42 @@ def test_who_is_rejected_is_told_so(tmp_path: Path) -> None:
         'pg_hba.conf rejects connection for host "127.0.0.1", user "alice", database "shop", SSL encryption'
     )
     assert applicant.rule.endswith("line 1")
+
+
+def replicating(kind: Replication) -> Applicant:
+    applicant = Applicant("alice", "shop")
+    applicant.startup = applicant.startup._replace(replication=kind)
+    return applicant
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "is_in"),
+    [
+        (Replication.PHYSICAL, "host replication alice all trust", True),
+        (Replication.PHYSICAL, "host all,sameuser,shop all all trust", False),
+        (Replication.PHYSICAL, 'host "replication" all all trust', False),
+        (Replication.LOGICAL, "host shop all all trust", True),
+        (Replication.LOGICAL, "host replication all all trust", False),
+    ],
+)
+def test_physical_replication_has_rules_of_its_own(tmp_path: Path, kind: Replication, rule: str, is_in: bool) -> None:
+    applicant = replicating(kind)
+    gate_by_rules(tmp_path, rule).examine(applicant)
+    assert applicant.is_in == is_in
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("host all all all trust", "no pg_hba.conf entry for replication connection from"),
+        ("host replication all all reject", "pg_hba.conf rejects replication connection for"),
+    ],
+)
+def test_who_may_not_replicate_is_told_so(tmp_path: Path, rule: str, message: str) -> None:
+    applicant = replicating(Replication.PHYSICAL)
+    gate_by_rules(tmp_path, rule).examine(applicant)
+    assert applicant.ending is not None
+    assert applicant.ending.message == f'{message} host "127.0.0.1", user "alice", no encryption'
 
 
 def test_a_client_that_comes_by_ipv4_to_an_ipv6_socket_is_judged_by_its_ipv4_address(tmp_path: Path) -> None:
