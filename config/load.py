@@ -1,40 +1,69 @@
-"""The way from command line, environment and TOML file to settings, or to one message with all that is wrong.
+"""The way from command line, environment and file to what holds, or to one message with all that is wrong.
 
-pydantic judges the values. Which of them counts, where it came from and how a mistake reads is decided here.
+Which of several values counts is decided here; they are judged in config.validation.
 """
 
 import sys
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
-from pydantic import SecretStr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import SecretStr
 
-from config.access import Access, read_access
-from config.command_line import option_name, read_command_line
+from config import admission
+from config.access import Access, Mistake, read_access
+from config.command_line import CommandLine, option_name, read_command_line
+from config.configfile import ConfigFile, read_ini, read_toml
+from config.databases import FALLBACK, Directory
 from config.errors import ConfigurationError
-from config.fields import takes
+from config.pgbouncer import WITHOUT_EFFECT, plain
 from config.reference import help_text
-from config.settings import Settings
-from config.sources import CONFIG, PREFIX, TABLES, Given, Reading, Source, read_environment, read_toml
-from config.upstream import Upstream, mask
+from config.settings import RESTART, Settings
+from config.sources import CONFIG, PREFIX, Given, Reading, Source, read_environment, unknown
+from config.validation import validate, with_options_of_the_url
 
-_LONGEST_SHOWN = 100
-_NO_DATABASE = f"upstream: it is missing; give {option_name('upstream')} postgresql://... or {PREFIX}UPSTREAM"
-_ACCESS_FILES = ("auth_file", "auth_hba_file", "auth_ident_file")
-_BY_PASSWORD = ("plain", "md5", "scram-sha-256")
+_ACCESS_FILES: Final = ("auth_file", "auth_hba_file", "auth_ident_file")
+_NO_DATABASE: Final = (
+    f"upstream: it is missing, and so are [databases]; give {option_name('upstream')} postgresql://..., or "
+    f"{PREFIX}UPSTREAM, or a pgbouncer.ini"
+)
+_CONSOLE: Final = "console"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What was started with, to read it again."""
+
+    argv: tuple[str, ...] = field(repr=False)
+    environ: Mapping[str, str] = field(repr=False)
+    file: Path | None = None
+    """The file that conffile has named since, if any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Valid settings, where each came from, and who may log in."""
+    """What holds, where each setting came from, and who may log in. It is replaced as a whole."""
 
     settings: Settings
     sources: Mapping[str, Source]
     access: Access
+    directory: Directory
+    notes: tuple[str, ...]
+    """Lines for the log: what was given and has no effect, or none yet."""
+    file: Path | None
+    """The pgbouncer.ini or TOML file that was read."""
+    from_ini: bool
+    """PgBouncer's defaults hold."""
+    quiet: bool
+    """-q: nothing goes to standard error."""
+    daemon: bool
+    """-d: it runs in the background."""
+    given: Mapping[str, Given] = field(repr=False)
+    """What was given, before it was judged."""
+    origin: Origin
 
     @property
     def credentials(self) -> Mapping[str, SecretStr]:
@@ -43,7 +72,7 @@ class Loaded:
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
-    """Load the settings from the arguments (without the program's name), the environment and the TOML file.
+    """Load what holds from the arguments (without the program's name), the environment and the file.
 
     Raises ConfigurationError with all mistakes. --help and --version print and raise SystemExit.
     """
@@ -53,145 +82,149 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Loaded:
     if "--version" in argv or "-V" in argv:
         sys.stdout.write(f"pgfunnel {version('pgfunnel')}\n")
         raise SystemExit(0)
+    return _load(Origin(tuple(argv), dict(environ)))
 
-    command_line = read_command_line(argv)
-    environment = read_environment(environ)
-    file = _read_file(command_line, environment)
-    given, contradictions = _with_options_of_the_url(ChainMap(command_line.given, environment.given, file.given))
-    settings, wrong_values = _validate(given)
-    # Even if other settings are wrong: all mistakes at once.
-    access, in_files = read_access(*(_path(given, name) for name in _ACCESS_FILES))
-    wrong_lines = [
-        f"{given[each.setting].source.name}: {each.text} ({given[each.setting].source.place})" for each in in_files
-    ]
 
-    missing = [] if "upstream" in given and given["upstream"].value != "" else [_NO_DATABASE]
-    mistakes = [
-        *command_line.mistakes,
-        *environment.mistakes,
-        *file.mistakes,
-        *contradictions,
-        *wrong_values,
-        *wrong_lines,
-        *missing,
-    ]
-    if settings is None or mistakes:
-        raise ConfigurationError(mistakes)
-    access = _complete(settings, access)
-    sources = {name: given[name].source if name in given else Source(name, "default") for name in Settings.model_fields}
-    return Loaded(settings, sources, access)
+def reload(loaded: Loaded) -> Loaded:
+    """Read everything again. What takes a restart stays as it is, and notes say so.
+
+    Raises ConfigurationError with all mistakes, and then nothing has changed.
+    """
+    read = _load(replace(loaded.origin, file=loaded.settings.conffile or loaded.origin.file))
+    kept = sorted(changed(loaded, read) & RESTART)
+    if not kept:
+        return read
+    notes = [f"{name}: it stays as it was until a restart ({read.sources[name].place})" for name in kept]
+    return replace(
+        read,
+        settings=read.settings.model_copy(update={name: getattr(loaded.settings, name) for name in kept}),
+        sources={**read.sources, **{name: loaded.sources[name] for name in kept}},
+        given={
+            **{name: given for name, given in read.given.items() if name not in kept},
+            **{name: loaded.given[name] for name in kept if name in loaded.given},
+        },
+        notes=(*read.notes, *notes),
+    )
+
+
+def with_setting(loaded: Loaded, name: str, text: str) -> Loaded:
+    """Change one setting, as the console's SET does, until the next reload.
+
+    Raises ConfigurationError if there is none of the name, if the value is impossible, or if it takes a restart.
+    """
+    source = Source(name, _CONSOLE)
+    if name in RESTART:
+        raise ConfigurationError([f"{name}: it can only be changed by a restart ({_CONSOLE})"])
+    if name in WITHOUT_EFFECT:
+        return replace(loaded, notes=(f"{name}: it has no effect: {WITHOUT_EFFECT[name]} ({_CONSOLE})",))
+    if name not in Settings.model_fields:
+        raise ConfigurationError([unknown(source, (*Settings.model_fields, *WITHOUT_EFFECT))])
+    given, contradictions = with_options_of_the_url({**loaded.given, name: Given(plain(name, text), source)})
+    if contradictions:
+        raise ConfigurationError(contradictions)
+    return _judge(replace(loaded, given=given, notes=()), [])
+
+
+def changed(old: Loaded, new: Loaded) -> frozenset[str]:
+    """Return the names of the settings that differ."""
+    return frozenset(
+        name for name in Settings.model_fields if getattr(old.settings, name) != getattr(new.settings, name)
+    )
 
 
 def reload_access(loaded: Loaded) -> Access:
     """Read the files that say who may log in again. Raises ConfigurationError with all mistakes."""
-    settings = loaded.settings
-    access, mistakes = read_access(settings.auth_file, settings.auth_hba_file, settings.auth_ident_file)
+    access, mistakes = _read_access(loaded.given)
     if mistakes:
         raise ConfigurationError([str(mistake) for mistake in mistakes])
-    return _complete(settings, access)
+    return admission.complete(loaded.settings, access)
 
 
-def _read_file(command_line: Reading, environment: Reading) -> Reading:
-    path = ChainMap(command_line.given, environment.given).get(CONFIG)
-    command_line.given.pop(CONFIG, None)
-    environment.given.pop(CONFIG, None)
-    return read_toml(Path(str(path.value)), path.source) if path is not None and path.value else Reading()
+def _load(origin: Origin) -> Loaded:
+    command_line, environment = read_command_line(origin.argv), read_environment(origin.environ)
+    mistakes: list[str] = []
+    path, file = _read_file(origin, command_line, environment, mistakes)
+    given, contradictions = with_options_of_the_url(ChainMap(command_line.given, environment.given, file.given))
+    mistakes = [*command_line.mistakes, *environment.mistakes, *mistakes, *file.mistakes, *contradictions]
+    unjudged = Loaded(
+        settings=Settings(),
+        sources={},
+        access=Access(),
+        directory=file.directory,
+        notes=tuple(file.notes),
+        file=path,
+        from_ini=bool(file.defaults),
+        quiet=command_line.quiet,
+        daemon=command_line.daemon,
+        given={**file.defaults, **given},
+        origin=origin,
+    )
+    if not (file.unread or _is_given(unjudged.given, "upstream") or file.directory.databases):
+        mistakes.append(_NO_DATABASE)
+    return _judge(unjudged, mistakes)
 
 
-def _with_options_of_the_url(given: Mapping[str, Given]) -> tuple[Mapping[str, Given], list[str]]:
-    """Add the settings that the upstream URL's options stand for; and what contradicts them."""
-    url = given.get("upstream")
-    if url is None or not isinstance(url.value, str):
-        return given, []
-    try:
-        options = dict(Upstream.parse(url.value).tls)
-    except ValueError:
-        return given, []  # what is wrong with it is said when it is validated
-    contradictions = [
-        f"{given[name].source.name}: it is not what the options of {url.source.name} say ({given[name].source.place})"
-        for name, value in options.items()
-        if name in given and given[name].value != value
+def _read_file(
+    origin: Origin, command_line: CommandLine, environment: Reading, mistakes: list[str]
+) -> tuple[Path | None, ConfigFile]:
+    """Read the file that is named, if one is."""
+    option, variable = command_line.given.pop(CONFIG, None), environment.given.pop(CONFIG, None)
+    named = option or variable
+    if origin.file is not None:
+        named = Given(str(origin.file), Source("conffile", "default"))
+    elif command_line.file is not None:
+        named = Given(str(command_line.file), Source("FILE", "command line"))
+        if option is not None:
+            mistakes.append(f"{option.source.name}: there are two files: give one ({option.source.place})")
+    if named is None or not named.value:
+        return None, ConfigFile()
+    path = Path(str(named.value))
+    # A file without an option is PgBouncer's way, so a name that tells nothing is one of its own.
+    usual = ".ini" if named.source.name == "FILE" else ".toml"
+    form = path.suffix if path.suffix in (".ini", ".toml") else usual
+    return path, read_ini(path) if form == ".ini" else read_toml(path, named.source)
+
+
+def _judge(unjudged: Loaded, mistakes: list[str]) -> Loaded:
+    """Judge what was given. Raises ConfigurationError with these mistakes and all others."""
+    given = unjudged.given
+    settings, wrong_values = validate(given)
+    # Even if other settings are wrong: all mistakes at once.
+    access, wrong_files = _read_access(given)
+    mistakes = [
+        *mistakes,
+        *wrong_values,
+        *(
+            f"{given[each.setting].source.name}: {each.text} ({given[each.setting].source.place})"
+            for each in wrong_files
+        ),
+        *_wrong_together(unjudged),
     ]
-    return {**given, **{name: Given(value, url.source) for name, value in options.items()}}, contradictions
-
-
-def _validate(given: Mapping[str, Given]) -> tuple[Settings | None, list[str]]:
-    # The exception itself goes no further: its text and its traceback could show what was given.
-    try:
-        return Settings.model_validate({name: each.value for name, each in given.items()}), []
-    except ValidationError as error:
-        return None, [_explain(details, given) for details in error.errors()]
-
-
-def _explain(details: ErrorDetails, given: Mapping[str, Given]) -> str:
-    """Return the line about one value that pydantic refused."""
-    name, *inside = map(str, details["loc"])
-    reason = str(details["ctx"]["error"]) if details["type"] == "value_error" else None
-    if name not in given:
-        return f"{name}: it {reason} (default)"
-    source = given[name].source
-    if inside:
-        return f"{source.name}: the password of {'.'.join(inside)} is not text ({source.place})"
-    shown = _show(name, given[name].value)
-    return f"{source.name}: {shown} {reason or f'is not {takes(Settings.model_fields[name]).words}'} ({source.place})"
-
-
-def _show(name: str, value: object) -> str:
-    """Return a value for a message, or as much of it as can't be secret."""
-    if name in (*TABLES, "server_password_source") or not isinstance(value, (str, int, float)):
-        return "its value"
-    if isinstance(value, str):
-        text = mask(value) if name == "upstream" or "://" in value or "@" in value else value
-        return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
-    return str(value).lower()
-
-
-def _path(given: Mapping[str, Given], name: str) -> Path | None:
-    value = given[name].value if name in given else None
-    return Path(value) if isinstance(value, str) and value else None
-
-
-def _complete(settings: Settings, access: Access) -> Access:
-    """Add the users of the settings, and see that somebody may log in. Raises ConfigurationError."""
-    users = _users(settings, access.users)
-    mistakes = []
-    if settings.auth_type in _BY_PASSWORD and not users and not settings.auth_user:
-        mistakes.append(
-            f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in; "
-            "auth_user finds users in Postgres, auth_type passthrough needs no list"
-        )
-    if settings.auth_type == "any" and (settings.upstream is None or settings.upstream.user is None):
-        mistakes.append("upstream: it names no user, as whom auth_type any serves everybody")
-    if settings.auth_type == "peer" and settings.unix_socket_dir is None:
-        mistakes.append("auth_type: peer takes unix_socket_dir: only there the system user of a client is known")
-    mistakes.extend(_unverifiable(settings, access))
-    if mistakes:
+    if settings is not None and not mistakes:
+        access = admission.complete(settings, access)
+        mistakes = [*admission.mistakes(settings, unjudged.directory, access)]
+    if settings is None or mistakes:
         raise ConfigurationError(mistakes)
-    return replace(access, users=users)
+    sources = {name: given[name].source if name in given else Source(name, "default") for name in Settings.model_fields}
+    return replace(unjudged, settings=settings, sources=sources, access=access)
 
 
-def _unverifiable(settings: Settings, access: Access) -> Iterator[str]:
-    """Yield what asks for certificates of clients that nothing could verify."""
-    if settings.client_tls_ca_file is not None and settings.client_tls_sslmode != "disable":
-        return
-    without = "takes client_tls_ca_file, and a client_tls_sslmode other than disable"
-    if settings.auth_type == "cert":
-        yield f"auth_type: cert {without}"
-    for rule in access.rules:
-        if settings.auth_type == "hba" and (rule.method == "cert" or rule.client_certificate):
-            yield f"auth_hba_file: {rule.place} asks for a certificate of the client's, which {without}"
+def _wrong_together(unjudged: Loaded) -> list[str]:
+    """Return what is wrong with settings, entries and flags as a whole."""
+    given, directory = unjudged.given, unjudged.directory
+    mistakes = []
+    if _is_given(given, "upstream") and FALLBACK in directory.databases:
+        source = given["upstream"].source
+        mistakes.append(f"{source.name}: [databases] has an entry {FALLBACK} too: leave out one ({source.place})")
+    if unjudged.daemon and not _is_given(given, "pidfile"):
+        mistakes.append("-d: it takes a pidfile (command line)")
+    return mistakes
 
 
-def _users(settings: Settings, listed: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
-    """Merge all users.
+def _read_access(given: Mapping[str, Given]) -> tuple[Access, list[Mistake]]:
+    values = (given[name].value if name in given else None for name in _ACCESS_FILES)
+    return read_access(*(Path(value) if isinstance(value, str) and value else None for value in values))
 
-    The upstream's own goes last: that password is the one which logs in at Postgres, so a line left behind in a file
-    can't lock its user out.
-    """
-    users = {**listed, **settings.users}
-    upstream = settings.upstream
-    if upstream is None or upstream.user is None:
-        return users
-    if upstream.password is not None or settings.auth_type not in _BY_PASSWORD:
-        users[upstream.user] = upstream.password or users.get(upstream.user, SecretStr(""))
-    return users
+
+def _is_given(given: Mapping[str, Given], name: str) -> bool:
+    return name in given and given[name].value != ""

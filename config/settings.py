@@ -3,6 +3,8 @@
 What the settings do is the pooler's affair; where their values come from is config.load's.
 """
 
+from typing import Final
+
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -90,3 +92,22 @@ class Settings(
         which source a value came from; our messages need all three.
         """
         return (init_settings,)
+
+
+RESTART: Final = frozenset(
+    (
+        "listen_addr",
+        "listen_backlog",
+        "listen_port",
+        "metrics_addr",
+        "metrics_port",
+        "pidfile",
+        "resolv_conf",
+        "so_reuseport",
+        "unix_socket_dir",
+        "unix_socket_group",
+        "unix_socket_mode",
+        "user",
+    )
+)
+"""The settings that take effect at a start only."""

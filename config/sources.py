@@ -1,23 +1,20 @@
-"""Where values come from: the environment and the TOML file. The command line has a module of its own.
+"""Where values come from, and the environment. The command line and the file have modules of their own.
 
 Reading stops at no mistake and judges no value. A Reading has what was given, each value with its source, and what
 is wrong with the names.
 """
 
 import re
-import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from config.fields import takes
-from config.files import read_text
 from config.nearest import did_you_mean
 from config.settings import Settings
 
 PREFIX = str(Settings.model_config["env_prefix"])
-# The TOML file itself: an option and a variable, but no setting, as the file can't name another file.
+# The file itself: an option and a variable, but no setting, as a TOML file can't name another file.
 CONFIG = "config"
 TABLES: Final = tuple(name for name, field in Settings.model_fields.items() if takes(field).metavar == "JSON")
 """The settings that are tables of the TOML file."""
@@ -27,7 +24,7 @@ TABLES: Final = tuple(name for name, field in Settings.model_fields.items() if t
 class Source:
     """Where a value came from: its name as written there, and the place.
 
-    The place is the path of a file, or one of command line, environment and default.
+    The place is a line of a file, or one of command line, environment, console and default.
     """
 
     name: str
@@ -77,29 +74,6 @@ def _is_service_link(variable: str, text: str) -> bool:
     return re.search(
         r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$", variable
     ) is not None or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text) is not None)
-
-
-def read_toml(path: Path, source: Source) -> Reading:
-    """Read a TOML file of settings at its top level, and its tables. `source` is what named the file."""
-    reading = Reading()
-    document: dict[str, object] = {}
-    try:
-        document = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        # Its message says what is wrong and in which line, and quotes no values.
-        reading.mistakes.append(f"{path}: not TOML: {error}")
-    except ValueError as error:
-        reading.mistakes.append(f"{source.name}: '{path}' {error} ({source.place})")
-    for key, value in document.items():
-        key_source = Source(key, str(path))
-        if key in Settings.model_fields:
-            reading.given[key] = Given(value, key_source)
-        elif isinstance(value, dict):
-            tables = ", ".join(f"[{table}]" for table in TABLES)
-            reading.mistakes.append(f"{key}: settings stand in no table but {tables} ({path})")
-        else:
-            reading.mistakes.append(unknown(key_source, Settings.model_fields))
-    return reading
 
 
 def unknown(source: Source, names: Collection[str]) -> str:

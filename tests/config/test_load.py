@@ -20,6 +20,11 @@ from config.settings import Settings
 from config.sources import Source
 
 UPSTREAM = "postgresql://app:secret@db/orders"
+NO_DATABASE = (
+    "upstream: it is missing, and so are [databases]; give --upstream postgresql://..., or PGFUNNEL_UPSTREAM, or a "
+    "pgbouncer.ini"
+)
+TABLES = "[databases], [users], [peers], [session_state_database], [session_state_user]"
 
 
 def loaded(*argv: str, **environ: str) -> Loaded:
@@ -52,7 +57,7 @@ def test_an_option_goes_before_a_variable_and_that_before_the_file(toml: Path) -
     assert (settings.listen_port, settings.metrics_port, settings.default_pool_size) == (3, 2, 1)
     assert sources["listen_port"] == Source("--listen-port", "command line")
     assert sources["metrics_port"] == Source("PGFUNNEL_METRICS_PORT", "environment")
-    assert sources["default_pool_size"] == Source("default_pool_size", str(toml))
+    assert sources["default_pool_size"] == Source("default_pool_size", f"'{toml}' line 3")
     assert sources["min_pool_size"] == Source("min_pool_size", "default")
     assert str(sources["listen_port"]) == "--listen-port (command line)"
 
@@ -190,9 +195,9 @@ def test_all_mistakes_of_all_sources_come_in_one_message(toml: Path) -> None:
             "  --pool-mode: 'transactoin' is not one of session, transaction, statement (command line)",
             "  PGFUNNEL_MAX_CLIENT_CON: there is no such setting; did you mean PGFUNNEL_MAX_CLIENT_CONN? (environment)",
             "  PGFUNNEL_QUERY_TIMEOUT: '30s' is not a number of seconds, 0 or more (environment)",
-            f"  default_pool_size: -1 is not a whole number, 0 or more, or a share such as 90% ({toml})",
-            f"  pool_mod: there is no such setting; did you mean pool_mode? ({toml})",
-            "  upstream: it is missing; give --upstream postgresql://... or PGFUNNEL_UPSTREAM",
+            f"  default_pool_size: -1 is not a whole number, 0 or more, or a share such as 90% ('{toml}' line 2)",
+            f"  pool_mod: there is no such setting; did you mean pool_mode? ('{toml}' line 1)",
+            f"  {NO_DATABASE}",
         ]
     )
 
@@ -213,10 +218,13 @@ def test_a_single_mistake_is_a_mistake() -> None:
         (["--no-log-connections=1"], "--no-log-connections: it takes no value"),
         (["--pool-mode"], "--pool-mode: its value is missing"),
         (["--pool-mode", "--listen-port", "1"], "--pool-mode: its value is missing"),
-        (["pgbouncer.ini"], "an argument without an option: a --name goes before each value"),
-        (["--no-log-connections", "1"], "an argument without an option: a --name goes before each value"),
-        (["--"], "an argument without an option: a --name goes before each value"),
-        ([""], "an argument without an option: a --name goes before each value"),
+        (["pgbouncer.init"], "an argument that is no file and has no option: a --name goes before each value"),
+        (
+            ["--no-log-connections", "1"],
+            "an argument that is no file and has no option: a --name goes before each value",
+        ),
+        (["--"], "an argument that is no file and has no option: a --name goes before each value"),
+        ([""], "an argument that is no file and has no option: a --name goes before each value"),
     ],
 )
 def test_what_is_no_option_is_refused(argv: list[str], message: str) -> None:
@@ -351,11 +359,11 @@ def test_an_impossible_value_is_refused_by_name_value_and_source(name: str, text
             "[session_state_database]\norders = 'listen'",
             "session_state_database: its value for 'orders' has 'listen' where class=policy should be",
         ),
-        ("users = 5", "users: its value is not a TOML table, or a JSON object, of user names and passwords"),
-        ("users = { alice = 5 }", "users: the password of alice is not text"),
+        ("users = 5", "users: it is not a table"),
+        ("users = { alice = 5 }", "[users] alice: it is not a table"),
         (
             "[pools]\npool_mode = 'session'",
-            "pools: settings stand in no table but [users], [session_state_database], [session_state_user]",
+            f"pools: settings stand in no table but {TABLES}",
         ),
         ("config = 'x'", "config: there is no such setting"),
     ],
@@ -365,7 +373,8 @@ def test_an_impossible_value_in_the_file_is_refused(toml: Path, line: str, messa
     argv = ["--config", str(toml)]
     with pytest.raises(ConfigurationError) as raised:
         load(argv if line.startswith("upstream") else [*argv, "--upstream", UPSTREAM], {})
-    assert raised.value.mistakes == (f"{message} ({toml})",)
+    place = f"'{toml}'" if message.startswith(("users", "[users]")) else f"'{toml}' line 1"
+    assert raised.value.mistakes == (f"{message} ({place})",)
 
 
 def test_a_file_that_is_not_toml_is_refused_with_the_line(toml: Path) -> None:
@@ -388,8 +397,8 @@ def test_a_malformed_auth_file_is_refused_with_all_its_lines(toml: Path, tmp_pat
     form = 'is not in the form "user" "password" (a " inside is written "")'
     assert mistakes("--pool-mode=x", "--config", str(toml)) == [
         "--pool-mode: 'x' is not one of session, transaction, statement (command line)",
-        f"auth_file: '{file}' line 1 {form} ({toml})",
-        f"auth_file: '{file}' line 3 {form} ({toml})",
+        f"auth_file: '{file}' line 1 {form} ('{toml}' line 1)",
+        f"auth_file: '{file}' line 3 {form} ('{toml}' line 1)",
     ]
 
 

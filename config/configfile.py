@@ -1,0 +1,87 @@
+"""The file of settings, in either form: a pgbouncer.ini, with which PgBouncer's defaults hold, or TOML."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config import databases, ini, pgbouncer
+from config.databases import Directory
+from config.files import read_text
+from config.settings import Settings
+from config.sources import TABLES, Given, Reading, Source, unknown
+
+ENTRIES = ("databases", "users", "peers")
+
+
+@dataclass(slots=True)
+class ConfigFile(Reading):
+    """What a file says."""
+
+    directory: Directory = field(default_factory=Directory)
+    defaults: Mapping[str, Given] = field(default_factory=dict)
+    """What holds instead of our own defaults."""
+    notes: list[str] = field(default_factory=list)
+    """Lines for the log."""
+
+    @property
+    def unread(self) -> bool:
+        """Nothing of it could be read, for a reason that is among the mistakes."""
+        return bool(self.mistakes) and not self.given and not self.directory.databases
+
+
+def read_ini(path: Path) -> ConfigFile:
+    """Read a pgbouncer.ini, and what it includes."""
+    content = ini.read(path)
+    reading = pgbouncer.read(content)
+    directory, wrong = databases.from_ini(content)
+    return ConfigFile(reading.given, [*reading.mistakes, *wrong], directory, pgbouncer.defaults(), reading.notes)
+
+
+def read_toml(path: Path, named: Source) -> ConfigFile:
+    """Read a TOML file: settings at its top level, and tables. `named` is what named the file."""
+    reading = ConfigFile()
+    try:
+        text = read_text(path)
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # Its message says what is wrong and in which line, and quotes no values.
+        reading.mistakes.append(f"{path}: not TOML: {error}")
+        return reading
+    except ValueError as error:
+        reading.mistakes.append(f"{named.name}: '{path}' {error} ({named.place})")
+        return reading
+
+    lines = _lines(text)
+    for key, value in document.items():
+        source = Source(key, f"{str(path)!r} line {lines[key]}" if key in lines else repr(str(path)))
+        if key in ENTRIES:
+            continue
+        if key in Settings.model_fields:
+            reading.given[key] = Given(value, source)
+        elif isinstance(value, dict):
+            tables = ", ".join(f"[{table}]" for table in (*ENTRIES, *(name for name in TABLES if name not in ENTRIES)))
+            reading.mistakes.append(f"{key}: settings stand in no table but {tables} ({source.place})")
+        else:
+            reading.mistakes.append(unknown(source, (*Settings.model_fields, *ENTRIES)))
+    reading.directory, wrong = databases.from_toml(document, repr(str(path)))
+    reading.mistakes.extend(wrong)
+    if "users" in document:
+        passwords = {name: user.password for name, user in reading.directory.users.items() if user.password is not None}
+        reading.given["users"] = Given(passwords, Source("users", repr(str(path))))
+    return reading
+
+
+def _lines(text: str) -> Mapping[str, int]:
+    """Return the lines on which settings and tables begin, for messages; tomllib does not tell."""
+    lines: dict[str, int] = {}
+    in_table = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        match = re.match(r"\s*\[{1,2}\s*(?P<quote>[\"']?)(?P<table>\w+)(?P=quote)[^=]*\]\s*(#.*)?$", line)
+        if match is not None:
+            in_table = True
+            lines.setdefault(match["table"], number)
+        elif not in_table and (match := re.match(r"\s*([\"']?)(\w+)\1\s*[.=]", line)):
+            lines.setdefault(match[2], number)
+    return lines
