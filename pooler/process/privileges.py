@@ -1,0 +1,37 @@
+"""As which user of the system pgfunnel runs."""
+
+import os
+import pwd
+from collections.abc import Iterable
+from pathlib import Path
+
+from pooler.process.errors import StartError
+
+
+def become(name: str, owned: Iterable[Path]) -> None:
+    """Become a user for good, with that user's groups. Raises StartError.
+
+    What is `owned` is the user's from then on: a log that root has opened could not be opened again.
+    """
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise StartError(f"user: there is no system user {name!r}") from None
+    if os.geteuid() == user.pw_uid:
+        return
+    try:
+        for path in owned:
+            os.chown(path, user.pw_uid, user.pw_gid)
+        # The user last: nobody else may change groups.
+        os.initgroups(name, user.pw_gid)
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+    except PermissionError:
+        raise StartError(f"user: only root can become {name!r}") from None
+    except OSError as error:
+        raise StartError(f"user: can't become {name!r}: {error}") from None
+
+
+def unreadable(paths: Iterable[Path | None]) -> list[Path]:
+    """Return the files that this user can't read, so that a reload would fail."""
+    return [path for path in paths if path is not None and path.exists() and not os.access(path, os.R_OK)]
