@@ -99,6 +99,8 @@ class Login(NamedTuple):
     parameters: Mapping[str, str]
     proof: Credential | None = None
     """The least that answers what was asked of us; None = nothing was."""
+    peer: tuple[str, int] = ("", 0)
+    """Where it leads, and where a CancelRequest for it goes."""
 
     @property
     def welcome(self) -> bytes:
@@ -314,6 +316,7 @@ class _Dialogue:
             elif kind == READY_FOR_QUERY and len(payload) == 1:
                 if self._conversation.unread:
                     raise ProtocolViolation("data after the greeting that nobody has asked for")
-                return Login(self._conversation.transport, key, parameters, self._proof)
+                peer = self._target.host, self._target.port
+                return Login(self._conversation.transport, key, parameters, self._proof, peer)
             else:
                 raise ProtocolViolation(f"message type {chr(kind)!r} in the greeting")
