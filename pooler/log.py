@@ -49,7 +49,7 @@ class Journal:
                 _tidy,
                 self._render,
             ],
-            wrapper_class=structlog.make_filtering_bound_logger("debug"),
+            wrapper_class=structlog.make_filtering_bound_logger(0),
         ).bind()
 
     def shape(self, log_format: str, level: str) -> None:
