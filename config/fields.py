@@ -38,10 +38,14 @@ def takes(field: FieldInfo) -> Takes:
     raise TypeError(f"{field.annotation} does not say what it takes")
 
 
+def text(field: FieldInfo, value: object) -> str:
+    """Return a value as one would write it, without secrets; nothing is the empty text."""
+    return takes(field).write(value) if value or value == 0 else ""
+
+
 def default_text(field: FieldInfo) -> str:
-    """Return the default of an optional field as one would write it, "empty" for nothing."""
-    default: object = field.get_default(call_default_factory=True, validated_data={})
-    return takes(field).write(default) if default or default == 0 else "empty"
+    """Return the default of a field as one would write it, "empty" for nothing."""
+    return text(field, field.get_default(call_default_factory=True, validated_data={})) or "empty"
 
 
 def _not_a_boolean(value: object) -> object:
@@ -137,6 +141,14 @@ def _session_state_by_name(value: object) -> Mapping[str, session_state.StatePol
     return policies
 
 
+def _write_users(users: Mapping[str, SecretStr]) -> str:
+    return json.dumps(dict.fromkeys(users, "***"))
+
+
+def _write_by_name(policies: Mapping[str, session_state.StatePolicies]) -> str:
+    return json.dumps({name: session_state.write(each) for name, each in policies.items()})
+
+
 _Number = BeforeValidator(_not_a_boolean)
 _Times = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 
@@ -205,7 +217,7 @@ UpstreamUrl = Annotated[
 Users = Annotated[
     Mapping[str, SecretStr],
     BeforeValidator(_table),
-    Takes("JSON", "a TOML table, or a JSON object, of user names and passwords"),
+    Takes("JSON", "a TOML table, or a JSON object, of user names and passwords", _write_users),
 ]
 SessionState = Annotated[
     session_state.StatePolicies,
@@ -215,5 +227,5 @@ SessionState = Annotated[
 SessionStateByName = Annotated[
     Mapping[str, session_state.StatePolicies],
     BeforeValidator(_session_state_by_name),
-    Takes("JSON", "a TOML table, or a JSON object, of names and their session_state"),
+    Takes("JSON", "a TOML table, or a JSON object, of names and their session_state", _write_by_name),
 ]

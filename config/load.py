@@ -22,7 +22,7 @@ from config.errors import ConfigurationError
 from config.pgbouncer import WITHOUT_EFFECT, plain
 from config.reference import help_text
 from config.settings import RESTART, Settings
-from config.sources import CONFIG, PREFIX, Given, Reading, Source, read_environment, unknown
+from config.sources import CONFIG, DEFAULT, PREFIX, Given, Reading, Source, read_environment, unknown
 from config.validation import validate, with_options_of_the_url
 
 _ACCESS_FILES: Final = ("auth_file", "auth_hba_file", "auth_ident_file")
@@ -171,7 +171,7 @@ def _read_file(
     option, variable = command_line.given.pop(CONFIG, None), environment.given.pop(CONFIG, None)
     named = option or variable
     if origin.file is not None:
-        named = Given(str(origin.file), Source("conffile", "default"))
+        named = Given(str(origin.file), Source("conffile", DEFAULT))
     elif command_line.file is not None:
         named = Given(str(command_line.file), Source("FILE", "command line"))
         if option is not None:
@@ -205,7 +205,7 @@ def _judge(unjudged: Loaded, mistakes: list[str]) -> Loaded:
         mistakes = [*admission.mistakes(settings, unjudged.directory, access)]
     if settings is None or mistakes:
         raise ConfigurationError(mistakes)
-    sources = {name: given[name].source if name in given else Source(name, "default") for name in Settings.model_fields}
+    sources = {name: given[name].source if name in given else Source(name, DEFAULT) for name in Settings.model_fields}
     return replace(unjudged, settings=settings, sources=sources, access=access)
 
 

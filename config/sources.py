@@ -16,6 +16,8 @@ from config.settings import Settings
 PREFIX = str(Settings.model_config["env_prefix"])
 # The file itself: an option and a variable, but no setting, as a TOML file can't name another file.
 CONFIG = "config"
+DEFAULT: Final = "default"
+"""The place of what was not given."""
 TABLES: Final = tuple(name for name, field in Settings.model_fields.items() if takes(field).metavar == "JSON")
 """The settings that are tables of the TOML file."""
 

@@ -1,4 +1,4 @@
-"""The command `pgfunnel`: reads the configuration, and runs the pooler, the demo or lint."""
+"""The command `pgfunnel`: reads the configuration, and runs the pooler or one of the other commands."""
 
 import asyncio
 import os
@@ -24,6 +24,10 @@ def main() -> None:
         from pooler.lint import main as lint  # noqa: PLC0415 - a pooler has no use for it
 
         sys.exit(lint(argv[1:]))
+    if argv[:1] == ["config"]:
+        from config.command import main as config  # noqa: PLC0415 - the same
+
+        sys.exit(config(argv[1:], os.environ))
     try:
         loaded = load(argv, os.environ)
     except ConfigurationError as error:
