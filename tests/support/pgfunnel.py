@@ -198,6 +198,10 @@ class Pgfunnel:
         """Return a duplicate of its socket whose peer has this port, to read options off."""
         connections = psutil.Process(self.process.pid).net_connections("tcp")
         (fd,) = (each.fd for each in connections if each.raddr and each.raddr.port == port)
+        return self.duplicate(fd)
+
+    def duplicate(self, fd: int) -> socket.socket:
+        """Return a duplicate of one of its sockets."""
         pidfd = os.pidfd_open(self.process.pid)
         try:
             duplicate = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, pidfd, fd, 0)

@@ -1,0 +1,71 @@
+"""What is logged, and in which form, as the settings say."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from pooler.demo.postgres import EmbeddedPostgres
+from tests.conftest import StartPgfunnel
+from tests.support.pgfunnel import Pgfunnel, eventually
+from tests.support.wire import ServerError
+
+
+@pytest.mark.parametrize(
+    ("setting", "event"),
+    [
+        ("log_connections", "client_login"),
+        ("log_disconnections", "client_closed"),
+        ("log_pooler_errors", "login_failed"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, 1])
+def test_an_event_is_logged_unless_its_setting_is_off(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, setting: str, event: str, value: int
+) -> None:
+    pooler = pgfunnel(postgres.url(), **{setting: value})
+    with pooler.connect() as wire, suppress(ServerError):
+        wire.login("nobody", "postgres")
+    pooler.login().terminate()
+    eventually(lambda: pooler.metric("pgfunnel_clients_ended_total") == 2)
+    pooler.stop()
+    logged = {each for each in ("client_login", "client_closed", "login_failed") if f"event={each} " in str(pooler.log)}
+    assert logged == {"client_login", "client_closed", "login_failed"} - ({event} if value == 0 else set())
+
+
+@contextmanager
+def launched(upstream: str, *, log_format: str = "text", log_level: str = "info") -> Iterator[Pgfunnel]:
+    """Start a pgfunnel whose log is not of the usual form, or silent."""
+    pooler = Pgfunnel(upstream, log_format=log_format, log_level=log_level)
+
+    def listens() -> bool:
+        with suppress(ConnectionRefusedError), pooler.connect():
+            return True
+        return False
+
+    with pooler._directory:
+        pooler.launch()
+        try:
+            eventually(listens, timeout=20)
+            yield pooler
+        finally:
+            pooler.stop()
+
+
+def test_lines_are_objects_with_log_format_json(postgres: EmbeddedPostgres) -> None:
+    with launched(postgres.url(), log_format="json") as pooler:
+        pooler.login().terminate()
+    lines = [json.loads(line) for line in pooler.log]
+    (login,) = (line for line in lines if line["event"] == "client_login")
+    assert (login["user"], login["database"], login["level"]) == ("postgres", "postgres", "info")
+
+
+def test_less_severe_events_than_log_level_are_not_logged(postgres: EmbeddedPostgres) -> None:
+    with launched(postgres.url(), log_level="warning") as pooler:
+        pooler.login().terminate()
+        with pooler.connect() as wire, pytest.raises(ServerError):
+            wire.login("nobody", "postgres")
+    (line,) = pooler.log
+    assert "level=warning" in line
+    assert "event=login_failed" in line
