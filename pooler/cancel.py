@@ -37,8 +37,8 @@ class Canceller:
         `tls` is for cancels of what is encrypted: who could read one could cancel on and on.
         """
         self._clients = clients
-        self._tls = tls
-        self._timeout_s = timeout_s
+        self.tls = tls
+        self.timeout_s = timeout_s
         self._on_failure = on_failure
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
         self._under_way: dict[ServerSession, asyncio.Task[None]] = {}
@@ -66,10 +66,10 @@ class Canceller:
     async def _cancel(self, server: ServerSession) -> None:
         errand = _Errand()
         try:
-            async with asyncio.timeout(self._timeout_s or None), self._places:
+            async with asyncio.timeout(self.timeout_s or None), self._places:
                 await self._deliver(server, errand)
         except TimeoutError:
-            self._on_failure(server, f"not confirmed within {self._timeout_s:g} s")
+            self._on_failure(server, f"not confirmed within {self.timeout_s:g} s")
         except (OSError, ConnectFailedError) as error:
             self._on_failure(server, str(error))
         finally:
@@ -84,8 +84,8 @@ class Canceller:
             return
         conversation = await dial(*server.peer)
         try:
-            if isinstance(server.transport, TlsConnection) and self._tls is not None:
-                await encrypt(conversation, server.peer[0], self._tls)
+            if isinstance(server.transport, TlsConnection) and self.tls is not None:
+                await encrypt(conversation, server.peer[0], self.tls)
             if not server.exchange.quiet:
                 errand.sent = True
                 conversation.transport.write(cancel_request(server.key))

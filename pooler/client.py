@@ -16,6 +16,7 @@ from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
 from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal
 from protocol.parameters import Profile
+from protocol.startup import Startup
 from protocol.statements import Library, Statement
 
 if TYPE_CHECKING:
@@ -53,11 +54,13 @@ class ClientSession(asyncio.Protocol):
     __slots__ = (
         "_duties",
         "choked",
+        "connected_at",
         "ended",
         "id",
         "idle_since",
         "key",
         "leaving",
+        "login",
         "pending",
         "pool",
         "profile",
@@ -77,6 +80,7 @@ class ClientSession(asyncio.Protocol):
         transport: asyncio.Transport,
         key: bytes,
         duties: ClientDuties,
+        login: Startup,
         startup: Profile | None = None,
     ) -> None:
         """`key` is the cancel key that the client was given, `startup` are the settings that it logged in with."""
@@ -85,6 +89,8 @@ class ClientSession(asyncio.Protocol):
         self.transport = transport
         self.key = key
         self._duties = duties
+        self.login = login
+        self.connected_at = duties.now()
         self.server: ServerSession | None = None
         self.pending = b""
         """Received, and not sent on: a request that is not yet whole, or that waits for a server."""
@@ -102,6 +108,10 @@ class ClientSession(asyncio.Protocol):
         """Its unnamed statement, wherever it was parsed."""
         self.statements: dict[bytes, Statement] | None = None
         """Its named statements."""
+
+    def take_duties(self, duties: ClientDuties) -> None:
+        """From now on, do these."""
+        self._duties = duties
 
     # --- hot path
 

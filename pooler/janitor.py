@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from config.settings import Settings
+from config.terms import Terms
 from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
+from pooler.current import Current
 from pooler.hold import PARTING, PINNED
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
@@ -47,7 +48,7 @@ class Reloadable(Protocol):
 class Premises(NamedTuple):
     """Where the janitor looks."""
 
-    settings: Settings
+    current: Current
     pools: Pools
     lobby: Lobby
     handshakes: Handshakes
@@ -56,6 +57,7 @@ class Premises(NamedTuple):
     clients: Clients
     canceller: Canceller
     reloadables: Sequence[Reloadable]
+    has_clients: Callable[[ServerPool], bool]
     now: Callable[[], float]
 
 
@@ -90,12 +92,13 @@ class Janitor:
         premises.handshakes.sweep(now)
         premises.throttle.sweep(now)
         for pool in premises.pools:
-            self._sweep_queues(pool, now)
+            terms = premises.pools.terms_of(pool)
+            self._sweep_queues(pool, terms, now)
             self._sweep_hung_up(pool)
-            self._retire_oldest(pool, now)
+            self._retire_oldest(pool, terms, now)
             for server in list(pool.servers):
                 if server.client is not None:
-                    self._sweep_linked(server, now)
+                    self._sweep_linked(server, terms, now)
                 elif server.cleaning:
                     self._sweep_cleaning(server, now)
                 else:
@@ -104,8 +107,8 @@ class Janitor:
         for cap in premises.pools.caps:
             if cap.full:
                 cap.relieve(now, PATIENCE_S)
-        if premises.settings.client_idle_timeout:
-            self._sweep_idle_clients(now)
+        self._sweep_idle_clients(now)
+        premises.pools.sweep(premises.has_clients, now)
         premises.departures.sweep(now)
         self._rounds += 1
         if self._rounds % ROUNDS_BETWEEN_LOOKS == 0:
@@ -115,7 +118,7 @@ class Janitor:
     # --- clients
 
     def _sweep_logins(self, now: float) -> None:
-        lobby, timeout = self._premises.lobby, self._premises.settings.client_login_timeout
+        lobby, timeout = self._premises.lobby, self._premises.current.settings.client_login_timeout
         if not timeout:
             return
         too_slow = Ending(
@@ -124,7 +127,7 @@ class Janitor:
         for login in _older(lobby.strangers, now - timeout):
             login.end(too_slow)
         for login in [login for login in lobby.queue if login.since <= now - timeout]:
-            login.end(lobby.too_many(f"for {timeout:g} s (client_login_timeout)"))
+            login.end(lobby.too_many(login.startup, f"for {timeout:g} s (client_login_timeout)"))
         for login in _older(lobby.proving, now - timeout):
             if not login.proven:  # else it waits for us
                 login.end(self._undecided(too_slow) if login.undecided else too_slow)
@@ -134,13 +137,10 @@ class Janitor:
         failure = self._premises.pools.upstream.failure
         return ending._replace(hint="Postgres could not be asked who may log in.", why=failure) if failure else ending
 
-    def _sweep_queues(self, pool: ServerPool, now: float) -> None:
-        settings = self._premises.settings
-        waited = now - pool.waiting_since
-        pool.use_reserve = bool(
-            settings.reserve_pool_size and settings.reserve_pool_timeout and waited >= settings.reserve_pool_timeout
-        )
-        timeout = settings.query_wait_timeout
+    def _sweep_queues(self, pool: ServerPool, terms: Terms, now: float) -> None:
+        patience = self._premises.current.settings.reserve_pool_timeout
+        pool.use_reserve = bool(pool.reserve and 0 < patience <= now - pool.waiting_since)
+        timeout = terms.query_wait_timeout
         while timeout and (first := pool.first) is not None and now - first.waiting_since >= timeout:
             first.end(
                 Ending(
@@ -164,29 +164,34 @@ class Janitor:
 
     def _advice(self, pool: ServerPool) -> str:
         if not pool.servers:
-            failure = self._premises.pools.upstream.failure
+            failure = pool.failure
             return f"No connection to Postgres could be opened: {failure or 'the limits leave no room for one'}."
         return "Shorten the transactions that hold the connections, or raise default_pool_size."
 
     def _sweep_idle_clients(self, now: float) -> None:
-        timeout = self._premises.settings.client_idle_timeout
-        for client in list(self._premises.clients.values()):
-            if client.server is not None or client.waiting:
-                client.idle_since = 0.0
-            elif not client.idle_since:
-                client.idle_since = now
-            elif now - client.idle_since >= timeout:
-                client.end(
-                    Ending(
-                        Reason.CLIENT_IDLE_TIMEOUT,
-                        "57P05",
-                        f"the connection was idle for {timeout:g} s (client_idle_timeout)",
-                    )
+        pools = self._premises.pools
+        timeouts = {pool: pools.terms_of(pool).client_idle_timeout for pool in pools}
+        if any(timeouts.values()):
+            for client in list(self._premises.clients.values()):
+                self._sweep_idle_client(client, timeouts[client.pool], now)
+
+    def _sweep_idle_client(self, client: ClientSession, timeout: float, now: float) -> None:
+        if client.server is not None or client.waiting:
+            client.idle_since = 0.0
+        elif not client.idle_since:
+            client.idle_since = now
+        elif 0 < timeout <= now - client.idle_since:
+            client.end(
+                Ending(
+                    Reason.CLIENT_IDLE_TIMEOUT,
+                    "57P05",
+                    f"the connection was idle for {timeout:g} s (client_idle_timeout)",
                 )
+            )
 
     # --- servers
 
-    def _sweep_linked(self, server: ServerSession, now: float) -> None:
+    def _sweep_linked(self, server: ServerSession, terms: Terms, now: float) -> None:
         """The timeouts of transactions and queries."""
         exchange = server.exchange
         server.since = server.since or now
@@ -200,12 +205,12 @@ class Janitor:
             server.since = now  # session mode, or pinned: neither a query nor a transaction
             self._sweep_pinned(server, unmoved=now - server.seen_at)
             return
-        ending = self._overdue(quiet, unmoved=now - server.seen_at, lasted=now - server.since)
+        ending = _overdue(terms, quiet, unmoved=now - server.seen_at, lasted=now - server.since)
         if ending is not None and server.client is not None:
             server.client.end(ending)
 
     def _sweep_pinned(self, server: ServerSession, unmoved: float) -> None:
-        timeout = self._premises.settings.pinned_idle_timeout
+        timeout = self._premises.current.settings.pinned_idle_timeout
         if server.hold & PINNED and server.client is not None and 0 < timeout <= unmoved:
             server.client.end(
                 Ending(
@@ -217,35 +222,9 @@ class Janitor:
                 )
             )
 
-    def _overdue(self, quiet: bool, *, unmoved: float, lasted: float) -> Ending | None:
-        """Say how a transaction is ended that has `lasted` so many seconds, the last ones with nothing `unmoved`."""
-        settings = self._premises.settings
-        if 0 < settings.query_timeout <= unmoved and not quiet:
-            return Ending(
-                Reason.QUERY_TIMEOUT,
-                "57014",
-                f"the query ran for more than {settings.query_timeout:g} s (query_timeout)",
-                hint="It has been cancelled.",
-            )
-        if 0 < settings.idle_transaction_timeout <= unmoved and quiet:
-            return Ending(
-                Reason.IDLE_TRANSACTION_TIMEOUT,
-                "25P03",
-                f"the transaction was idle for {settings.idle_transaction_timeout:g} s (idle_transaction_timeout)",
-                hint="It has been rolled back.",
-            )
-        if 0 < settings.transaction_timeout <= lasted:
-            return Ending(
-                Reason.TRANSACTION_TIMEOUT,
-                "25P04",
-                f"the transaction took more than {settings.transaction_timeout:g} s (transaction_timeout)",
-                hint="It has been rolled back.",
-            )
-        return None
-
-    def _retire_oldest(self, pool: ServerPool, now: float) -> None:
+    def _retire_oldest(self, pool: ServerPool, terms: Terms, now: float) -> None:
         """End what is over its lifetime: one a round, so that a pool opened at once is not closed at once."""
-        lifetime = self._premises.settings.server_lifetime
+        lifetime = terms.server_lifetime
         aged = [server for server in pool.servers if not server.retired]
         if lifetime and aged:
             oldest = min(aged, key=lambda server: server.connected_at)
@@ -263,7 +242,7 @@ class Janitor:
             self._premises.canceller.cancel_server(server)
 
     def _sweep_free(self, pool: ServerPool, server: ServerSession, now: float) -> None:
-        settings = self._premises.settings
+        settings = self._premises.current.settings
         server.since = server.since or now
         idle = now - server.since
         above_minimum = len(pool.servers) > pool.min_size
@@ -281,3 +260,29 @@ def _older(logins: "Mapping[ClientLogin, object]", than: float) -> "list[ClientL
             break
         found.append(login)
     return found
+
+
+def _overdue(terms: Terms, quiet: bool, *, unmoved: float, lasted: float) -> Ending | None:
+    """Say how a transaction is ended that has `lasted` so many seconds, the last ones with nothing `unmoved`."""
+    if 0 < terms.query_timeout <= unmoved and not quiet:
+        return Ending(
+            Reason.QUERY_TIMEOUT,
+            "57014",
+            f"the query ran for more than {terms.query_timeout:g} s (query_timeout)",
+            hint="It has been cancelled.",
+        )
+    if 0 < terms.idle_transaction_timeout <= unmoved and quiet:
+        return Ending(
+            Reason.IDLE_TRANSACTION_TIMEOUT,
+            "25P03",
+            f"the transaction was idle for {terms.idle_transaction_timeout:g} s (idle_transaction_timeout)",
+            hint="It has been rolled back.",
+        )
+    if 0 < terms.transaction_timeout <= lasted:
+        return Ending(
+            Reason.TRANSACTION_TIMEOUT,
+            "25P04",
+            f"the transaction took more than {terms.transaction_timeout:g} s (transaction_timeout)",
+            hint="It has been rolled back.",
+        )
+    return None

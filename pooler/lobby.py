@@ -1,15 +1,17 @@
 """Who is let in: connections that have not logged in yet, and how many clients there may be.
 
-At max_client_conn clients wait here for a place, in order of arrival, until client_login_timeout. What a stranger
-can occupy is bounded: when too many connections have not said who they are, the oldest of them has to go.
+At max_client_conn, and at the limits of their database or user, clients wait here for a place, in order of arrival,
+until client_login_timeout. Whoever comes for the console need not wait. What a stranger can
+occupy is bounded: when too many connections have not said who they are, the oldest of them has to go.
 """
 
 import asyncio
-from collections import OrderedDict
-from typing import Final
+from collections import Counter, OrderedDict
+from typing import Final, NamedTuple, Protocol
 
 from pooler.login import ClientLogin
 from pooler.reasons import Ending, Reason
+from protocol.startup import Startup
 
 LINGER_S: Final = 2.0
 """How long a connection that we have ended may go without reading anything of what it is still to read."""
@@ -27,12 +29,41 @@ _FLOOD: Final = Ending(
 )
 
 
+CONSOLE_PLACES: Final = 32
+"""How many may be at the console without a place of max_client_conn."""
+
+
+class ClientLimits(Protocol):
+    """How many clients there may be of one kind; 0 = any number."""
+
+    def of_database(self, name: str) -> int:
+        """Return the limit of a database (max_db_client_connections)."""
+
+    def of_user(self, name: str) -> int:
+        """Return the limit of a user (max_user_client_connections)."""
+
+
+class Obstacle(NamedTuple):
+    """A limit on clients that is reached."""
+
+    setting: str
+    most: int
+    of: str = ""
+    """Whose it is, with a blank before it."""
+
+
 class Lobby:
     """Counts the places, and keeps those who wait for one."""
 
-    def __init__(self, places: int, strangers: int) -> None:
+    def __init__(self, places: int, strangers: int, limits: ClientLimits) -> None:
         """`places` is max_client_conn; `strangers` how many connections may be unidentified, or wait, at once."""
-        self._places = places
+        self.places = places
+        self._limits = limits
+        self.of_database: Counter[str] = Counter()
+        self.of_user: Counter[str] = Counter()
+        """Places taken, by database and user."""
+        self.consoles = 0
+        """How many are at the console, or on their way there, beside all places."""
         self._most_strangers = strangers
         self.strangers: OrderedDict[ClientLogin, None] = OrderedDict()
         """Connections that have not said who they are."""
@@ -53,20 +84,37 @@ class Lobby:
     def identified(self, login: ClientLogin) -> None:
         """It has said who it is: let it in, or let it wait."""
         del self.strangers[login]
-        if self.clients < self._places:
+        if login.at_console and self.consoles < CONSOLE_PLACES:
+            self.consoles += 1
+            login.placed_beside = True
+            self.proving[login] = 0.0
+            login.go_on()
+        elif self.obstacle(login.startup) is None:
             self._let_in(login)
-            return
-        self.queue[login] = None
-        if len(self.queue) > self._most_strangers:
-            login.end(self.too_many("and as many wait already"))
+        else:
+            self.queue[login] = None
+            if len(self.queue) > self._most_strangers:
+                login.end(self.too_many(login.startup, "and as many wait already"))
 
-    def too_many(self, detail: str) -> Ending:
+    def obstacle(self, startup: Startup) -> "Obstacle | None":
+        """Return the limit that a client has to wait for; None if there is a place for it."""
+        if self.clients >= self.places:
+            return Obstacle("max_client_conn", self.places)
+        database, user = startup.database, startup.user
+        if 0 < (most := self._limits.of_database(database)) <= self.of_database[database]:
+            return Obstacle("max_db_client_connections", most, f' of database "{database}"')
+        if 0 < (most := self._limits.of_user(user)) <= self.of_user[user]:
+            return Obstacle("max_user_client_connections", most, f' of user "{user}"')
+        return None
+
+    def too_many(self, startup: Startup, detail: str) -> Ending:
         """Return what a client is told for whom there is no place."""
+        limit = self.obstacle(startup) or Obstacle("max_client_conn", self.places)
         return Ending(
             Reason.TOO_MANY_CLIENTS,
             "53300",
-            f"sorry, too many clients already: all {self._places} places (max_client_conn) are taken, {detail}",
-            hint="Raise max_client_conn, or close connections that are not needed.",
+            f"sorry, too many clients already: all {limit.most} places{limit.of} ({limit.setting}) are taken, {detail}",
+            hint=f"Raise {limit.setting}, or close connections that are not needed.",
         )
 
     def sweep(self, now: float) -> None:
@@ -86,26 +134,44 @@ class Lobby:
         if login in self.proving:
             del self.proving[login]
             if not joined:
-                self.place_free()
+                self.place_free(login.startup, beside=login.placed_beside)
         else:
             self.strangers.pop(login, None)
             self.queue.pop(login, None)
 
-    def place_free(self) -> None:
-        """A client has gone: the place is for whoever has waited longest."""
+    def place_free(self, startup: Startup, *, beside: bool = False) -> None:
+        """A client has gone: the place is for whoever has waited longest; `beside` if it had one at the console."""
+        if beside:
+            self.consoles -= 1
+            return
         self.clients -= 1
+        for counter, name in ((self.of_database, startup.database), (self.of_user, startup.user)):
+            counter[name] -= 1
+            if not counter[name]:
+                del counter[name]
+        self.let_in_more()
+
+    def let_in_more(self) -> None:
+        """Let in who can be, in order of arrival."""
         if self._letting_in:
             return  # whoever was let in has gone again at once: go on there, not deeper here
         self._letting_in = True
         try:
-            while self.queue and self.clients < self._places:
-                login, _ = self.queue.popitem(last=False)
+            while (login := self._next()) is not None:
+                del self.queue[login]
                 self._let_in(login)
         finally:
             self._letting_in = False
 
+    def _next(self) -> ClientLogin | None:
+        if not self.queue or self.clients >= self.places:
+            return None
+        return next((login for login in self.queue if self.obstacle(login.startup) is None), None)
+
     def _let_in(self, login: ClientLogin) -> None:
         self.clients += 1
+        self.of_database[login.startup.database] += 1
+        self.of_user[login.startup.user] += 1
         self.proving[login] = 0.0
         login.go_on()
 

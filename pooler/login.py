@@ -6,13 +6,14 @@ Costs little for whoever has not proven anything: a bounded buffer, no task, no 
 import asyncio
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Final, NamedTuple, cast
 
 from pooler.access.candidate import Proof
 from pooler.access.gate import Gate
 from pooler.client import ClientDuties, Clients, ClientSession
+from pooler.databases import CONSOLE
 from pooler.fitting import Fittings
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
@@ -80,8 +81,8 @@ class LoginDuties(NamedTuple):
     """Log and count."""
     cancel: Callable[[bytes, Callable[[], None]], None]
     """Cancel what the client with this cancel key is doing, and call back."""
-    pool_of: "Callable[[str, str], Pool[ServerSession]]"
-    """The pool of a user and a database."""
+    pool_of: "Callable[[str, str], Pool[ServerSession] | Ending]"
+    """The pool of a user and a database, or why there is none."""
     fittings: Fittings
     linger: Callable[[asyncio.Transport], None]
     turn_away: Callable[[asyncio.Transport, bytes], None]
@@ -91,7 +92,8 @@ class LoginDuties(NamedTuple):
     gate: Gate
     startups: StartupMemory
     clients: Clients
-    client_duties: ClientDuties
+    client_duties: Mapping[str, ClientDuties]
+    """What sessions have to do, by the mode of their pool."""
     tls: TlsOffer | None = None
     """None: there is no TLS here."""
 
@@ -126,6 +128,7 @@ class ClientLogin(asyncio.Protocol):
         "_stage",
         "ended",
         "id",
+        "placed_beside",
         "rule",
         "since",
         "startup",
@@ -147,6 +150,8 @@ class ClientLogin(asyncio.Protocol):
         self._direct = False
         """TLS has begun without an SSLRequest."""
         self.ended = False
+        self.placed_beside = False
+        """Its place is none of max_client_conn, as it has come for the console."""
         self.rule = ""
         self.since = self.waiting_since = 0.0
 
@@ -164,6 +169,11 @@ class ClientLogin(asyncio.Protocol):
     def proven(self) -> bool:
         """It has proven that."""
         return self._stage == _POOL
+
+    @property
+    def at_console(self) -> bool:
+        """It wants the console, and no database."""
+        return self.startup.database in CONSOLE
 
     @property
     def asked(self) -> bool:
@@ -359,8 +369,12 @@ class ClientLogin(asyncio.Protocol):
 
     def let_in(self, out: bytes = b"", user: str = "") -> None:
         """See Candidate."""
+        found = self._duties.pool_of(user or self.startup.user, self.startup.database)
+        if isinstance(found, Ending):
+            self.end(found)
+            return
         self._stage = _POOL
-        pool = self._pool = self._duties.pool_of(user or self.startup.user, self.startup.database)
+        pool = self._pool = found
         settings = self.startup.settings
         if settings:
             fitted = self._duties.fittings.find(pool, settings)
@@ -393,7 +407,9 @@ class ClientLogin(asyncio.Protocol):
         duties = self._duties
         pool = self._pool
         key = self._new_key()
-        session = ClientSession(self.id, pool, self.transport, key, duties.client_duties, fitted.profile)
+        session = ClientSession(
+            self.id, pool, self.transport, key, duties.client_duties[pool.mode], self.startup, fitted.profile
+        )
         duties.clients[key] = session
         self.transport.write(b"".join((out, AUTHENTICATION_OK, fitted.welcome, backend_key_data(key), READY_IDLE)))
         self.ended = True

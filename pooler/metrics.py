@@ -31,8 +31,6 @@ class Figures(NamedTuple):
     handshakes: Handshakes
     identities: Sequence[WatchedContext]
     """What TLS uses, on either side."""
-    places: int
-    """How many clients there may be."""
     lobby: Lobby
     pools: Pools
     tally: Tally
@@ -67,7 +65,7 @@ class PoolerCollector(Collector):
             if identity.expires is not None:
                 expires.add_metric([identity.side], identity.expires)
         yield expires
-        yield _gauge("pgfunnel_max_client_connections", "How many there may be", figures.places)
+        yield _gauge("pgfunnel_max_client_connections", "How many there may be", figures.lobby.places)
         lobby = GaugeMetricFamily(
             "pgfunnel_logins", "Connections that are not logged in, by what they wait for", labels=["state"]
         )

@@ -101,14 +101,19 @@ class Pool(Generic[S]):
         "_open",
         "_returned",
         "_take",
+        "aside",
         "caps",
         "concurrency",
         "database",
+        "era",
+        "failure",
         "failures",
         "idle",
         "min_size",
+        "mode",
         "newcomers",
         "opening",
+        "paused",
         "reserve",
         "retry_at",
         "servers",
@@ -116,6 +121,7 @@ class Pool(Generic[S]):
         "stale",
         "testing",
         "transactions",
+        "unused_since",
         "use_reserve",
         "user",
         "wait_seconds",
@@ -135,12 +141,19 @@ class Pool(Generic[S]):
         reserve: int = 0,
         concurrency: int = 1,
         round_robin: bool = False,
+        mode: str = "transaction",
         caps: tuple[Cap[S], ...] = (),
     ) -> None:
         """`open_server` begins to open a connection and returns; opened() or open_failed() tell how it went."""
         self.user = user
         self.database = database
         self._open = open_server
+        self.mode = mode
+        """When its servers come back; it never changes."""
+        self.paused = False
+        """Nothing is lent, and nothing opened."""
+        self.era = 0
+        """How often all of its connections were given up: those that were begun to be opened before are, too."""
         self.size = size
         self.min_size = min_size
         self.reserve = reserve
@@ -152,13 +165,15 @@ class Pool(Generic[S]):
         """Every open connection, in whatever state."""
         self.idle: deque[S] = deque()
         """Free; the last one was released last."""
-        self._take = self.idle.popleft if round_robin else self.idle.pop
+        self.take_in_turn(in_turn=round_robin)
         self._lending = False
         self._returned: list[S] = []
         self.stale: deque[S] = deque()
         """Free, but idle for so long that they are checked before they are lent (PgBouncer: sv_used)."""
         self.testing = 0
         """How many are being checked (PgBouncer: sv_tested)."""
+        self.aside = 0
+        """How many places are taken by connections that are not lent: each is one client's (replication)."""
         self.opening = 0
         """How many are being opened (PgBouncer: sv_login)."""
         self.waiters: OrderedDict[Waiter[S], None] = OrderedDict()
@@ -168,12 +183,20 @@ class Pool(Generic[S]):
         self.use_reserve = False
         self.failures = 0
         """How many attempts to open a connection have failed in a row."""
+        self.failure = ""
+        """What the last of them failed for."""
+        self.unused_since = 0.0
+        """When it was first seen without clients; 0 = it has some."""
         self.retry_at = 0.0
         """After a failure: no further attempt before this. 0 = the last attempt succeeded."""
         self.transactions = 0
         self.waited = 0
         """How often a client has waited, and has been served."""
         self.wait_seconds = 0.0
+
+    def take_in_turn(self, *, in_turn: bool) -> None:
+        """Lend the server that has been idle longest, else the one that came back last."""
+        self._take = self.idle.popleft if in_turn else self.idle.pop
 
     # --- lending: the hot path
 
@@ -228,7 +251,7 @@ class Pool(Generic[S]):
         client.waiting_since = now
         self.waiters[client] = None
         # Once the pool is full, waiting costs no more than this.
-        if self.stale or not self.size or len(self.servers) + self.opening < self.size + self.reserve:
+        if self.stale or not self.size or len(self.servers) + self.opening + self.aside < self.size + self.reserve:
             self.grow(now)
 
     def leave(self, client: Waiter[S]) -> None:
@@ -282,17 +305,19 @@ class Pool(Generic[S]):
     @property
     def in_use(self) -> bool:
         """It has connections, or is wanted."""
-        return bool(self.servers or self.waiters or self.newcomers)
+        return bool(self.servers or self.waiters or self.newcomers or self.aside)
 
     def _may_open(self, now: float) -> bool:
         # After a failure one attempt at a time finds out whether the server is back.
+        if self.paused:
+            return False
         if now < self.retry_at or self.opening >= (1 if self.retry_at else self.concurrency):
             return False
         return self._has_place()
 
     def _has_place(self) -> bool:
         size = self.size + self.reserve if self.use_reserve else self.size
-        if self.size and len(self.servers) + self.opening >= size:
+        if self.size and len(self.servers) + self.opening + self.aside >= size:
             return False
         return all(not cap.full or (cap.evict(self) and not cap.full) for cap in self.caps)
 
@@ -342,6 +367,35 @@ class Pool(Generic[S]):
         for cap in self.caps:
             for pool in cap.starving():
                 pool.grow(now)
+
+    # --- connections that are not lent
+
+    def take_aside(self) -> bool:
+        """Take a place for a connection that is one client's alone, if need be that of an idle one; False: wait()."""
+        if self.paused or self.waiters:
+            return False
+        if not self._has_place() and self.free:
+            self.give_up_one()
+        if not self._has_place():
+            return False
+        self._count_aside()
+        return True
+
+    def swap_aside(self, server: S) -> None:
+        """As take_aside(), for a client that has waited: in the place of the server that it is served with."""
+        self._count_aside()
+        server.make_room()
+
+    def give_back_aside(self, now: float) -> None:
+        """That connection has ended."""
+        self.aside -= 1
+        self._give_back_place(now)
+        self.grow(now)
+
+    def _count_aside(self) -> None:
+        self.aside += 1
+        for cap in self.caps:
+            cap.count += 1
 
     def make_stale(self, server: S) -> None:
         """`server` has been idle for long: it is to be checked before it is lent."""

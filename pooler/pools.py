@@ -8,14 +8,21 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable, Iterator
-from typing import Final
+from dataclasses import replace
+from typing import Final, cast
 
+from config.databases import FALLBACK
+from config.percent import Percent
+from config.pools import PoolMode
 from config.settings import Settings
+from config.terms import Terms, terms_for
 from pooler.connect import Login, LoginRefusedError, Target, log_in
 from pooler.credentials.brought import MOST_EACH
 from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
+from pooler.current import Current
+from pooler.databases import Databases, DatabaseState
 from pooler.dial import ConnectFailedError, ServerTls
 from pooler.log import Log
 from pooler.pool import Cap, Pool
@@ -60,34 +67,60 @@ class Upstream:
         self.failure = message
 
 
+class _Place:
+    """What belongs to one pool, and is not the pool's to know."""
+
+    __slots__ = ("password", "sharing", "terms")
+
+    def __init__(self, terms: Terms, sharing: Sharing) -> None:
+        self.terms = terms
+        self.sharing = sharing
+        self.password = _password_of(terms)
+
+    def take_terms(self, terms: Terms) -> None:
+        """From now on, these hold."""
+        if terms.endpoint != self.terms.endpoint:
+            self.password = _password_of(terms)
+        self.terms = terms
+
+
 class Pools:
     """The pools of this pooler."""
 
     def __init__(
         self,
-        settings: Settings,
+        current: Current,
+        databases: Databases,
         vault: Vault,
         tls: ServerTls | None,
-        duties: ServerDuties,
+        duties_of: Callable[[PoolMode], ServerDuties],
         next_id: Callable[[], int],
         tally: Tally,
         log: Log,
         library: Library,
         ledger: Ledger,
+        now: Callable[[], float],
     ) -> None:
-        self._settings = settings
+        self._current = current
+        self.databases = databases
         self._vault = vault
-        self._tls = tls
-        self._duties = duties
+        self.tls = tls
+        self._duties_of = duties_of
+        self._duties: dict[str, ServerDuties] = {}
         self._next_id = next_id
         self._tally = tally
         self._log = log
         self._library = library
         self._ledger = ledger
+        self._now = now
         self._profiles = Profiles()
         self._pools: dict[tuple[str, str], ServerPool] = {}
-        self._sharing: dict[ServerPool, Sharing] = {}
-        self._database_caps: dict[str, Cap[ServerSession]] = {}
+        """By user at Postgres, and database."""
+        self._routes: dict[tuple[str, str], ServerPool] = {}
+        """The same by the user that a client is, as far as it was asked for."""
+        self._places: dict[ServerPool, _Place] = {}
+        self._former: set[ServerPool] = set()
+        """Pools that new clients do not get any more, as their mode has changed or what they lead to is gone."""
         self._user_caps: dict[str, Cap[ServerSession]] = {}
         self._attempts: set[asyncio.Task[None]] = set()
         self.upstream = Upstream()
@@ -95,42 +128,72 @@ class Pools:
         """Tells whether a client is about to bring another password for a user at a database."""
         self.closed = False
 
+    @property
+    def _settings(self) -> Settings:
+        return self._current.settings
+
     def __iter__(self) -> Iterator[ServerPool]:
-        return iter(list(self._pools.values()))
+        return iter([*self._pools.values(), *self._former])
+
+    def of_database(self, database: str) -> list[ServerPool]:
+        """Return the pools of a database."""
+        return [pool for pool in self if pool.database == database]
 
     @property
     def caps(self) -> Iterator[Cap[ServerSession]]:
         """All limits that pools share."""
-        yield from list(self._database_caps.values())
+        yield from (database.cap for database in self.databases)
         yield from list(self._user_caps.values())
 
-    def get(self, user: str, database: str) -> ServerPool:
-        """Return the pool of a user and a database, made now if need be."""
-        pool = self._pools.get((user, database))
+    def get(self, user: str, database: str) -> ServerPool | None:
+        """Return the pool of a client's user at a database, made now if need be; None if there is no such database."""
+        pool = self._routes.get((user, database))
         if pool is None:
-            settings = self._settings
-            pool = self._pools[user, database] = Pool(
-                user,
-                database,
-                self._open,
-                size=settings.default_pool_size,
-                min_size=settings.min_pool_size,
-                reserve=settings.reserve_pool_size,
-                concurrency=settings.server_connect_concurrency,
-                round_robin=settings.server_round_robin,
-                caps=tuple(self._caps_of(user, database)),
-            )
-            self._sharing[pool] = self._new_sharing(user, database)
+            terms = terms_for(self._settings, self._current.directory, database, user)
+            state = self.databases.find(database)
+            if terms is None or state is None:
+                return None
+            pool = self._pools.get((terms.user, database)) or self._new_pool(terms, state)
+            self._routes[user, database] = pool
         return pool
+
+    def terms_of(self, pool: ServerPool) -> Terms:
+        """Return what holds for `pool`."""
+        return self._places[pool].terms
 
     def sharing_of(self, pool: ServerPool) -> Sharing:
         """Return what the sessions of `pool` have to know of session state."""
-        return self._sharing[pool]
+        return self._places[pool].sharing
 
-    def _new_sharing(self, user: str, database: str) -> Sharing:
+    def _new_pool(self, terms: Terms, state: DatabaseState) -> ServerPool:
+        user_cap = self._user_caps.get(terms.user)
+        if user_cap is None:
+            user_cap = self._user_caps[terms.user] = Cap(0)
+        pool: ServerPool = Pool(
+            terms.user, terms.database, self._open, size=0, mode=terms.pool_mode, caps=(state.cap, user_cap)
+        )
+        self._pools[terms.user, terms.database] = pool
+        self._places[pool] = _Place(terms, self._new_sharing(terms))
+        self._measure(pool, terms)
+        pool.paused = state.paused
+        return pool
+
+    def _measure(self, pool: ServerPool, terms: Terms) -> None:
+        """Give a pool its sizes and limits."""
         settings = self._settings
-        size = settings.default_pool_size
-        policy = policy_for(settings, user, database)
+        pool.size = _size(terms.pool_size)
+        pool.min_size = min(terms.min_pool_size, pool.size or terms.min_pool_size)
+        pool.reserve = terms.reserve_pool_size
+        pool.concurrency = settings.server_connect_concurrency
+        pool.take_in_turn(in_turn=settings.server_round_robin)
+        database_cap, user_cap = pool.caps
+        database_cap.limit = _size(terms.max_db_connections)
+        user_cap.limit = terms.max_user_connections
+
+    def _new_sharing(self, terms: Terms) -> Sharing:
+        settings = self._settings
+        size = _size(terms.pool_size)
+        policy = policy_for(settings, terms.user, terms.database)
         if settings.server_reset_query and settings.server_reset_query_always:
             policy = policy.ignoring_all()  # nothing outlives its transaction
         return Sharing(
@@ -143,36 +206,107 @@ class Pools:
             audit=settings.pin_audit,
         )
 
-    def _caps_of(self, user: str, database: str) -> Iterator[Cap[ServerSession]]:
-        settings = self._settings
-        if settings.max_db_connections:
-            yield self._database_caps.setdefault(database, Cap(settings.max_db_connections))
-        if settings.max_user_connections:
-            yield self._user_caps.setdefault(user, Cap(settings.max_user_connections))
+    def duties(self, mode: str) -> ServerDuties:
+        """Return what the server sessions of pools of a mode have to do."""
+        duties = self._duties.get(mode)
+        if duties is None:
+            duties = self._duties[mode] = self._duties_of(cast("PoolMode", mode))
+        return duties
 
     def _forget(self, pool: ServerPool) -> None:
-        """Drop a pool that has never served anybody: the names of databases are the clients' to choose."""
-        del self._pools[pool.user, pool.database]
-        del self._sharing[pool]
-        for caps, name in ((self._database_caps, pool.database), (self._user_caps, pool.user)):
-            if name in caps:
-                caps[name].pools.remove(pool)
-                if not caps[name].pools:
-                    del caps[name]
+        """Drop a pool: the names of databases are the clients' to choose."""
+        self._former.discard(pool)
+        if self._pools.get((pool.user, pool.database)) is pool:
+            del self._pools[pool.user, pool.database]
+        self._places.pop(pool, None)
+        self._routes = {key: other for key, other in self._routes.items() if other is not pool}
+        for cap in pool.caps:
+            cap.pools.remove(pool)
+        if not self.of_database(pool.database):
+            self.databases.forget(pool.database)
+        if pool.user in self._user_caps and not self._user_caps[pool.user].pools:
+            del self._user_caps[pool.user]
+
+    # --- changes while running
+
+    def apply(self) -> None:
+        """Take over what a reload has changed; connections that lead elsewhere now go when they come back."""
+        self._routes.clear()
+        self._duties.clear()
+        for pool in self:
+            place = self._places[pool]
+            terms = terms_for(self._settings, self._current.directory, pool.database, pool.user)
+            if terms is None or terms.user != pool.user:
+                self._detach(pool)  # its database is gone, or its user is another now
+                self.reconnect(pool)
+                continue
+            moved = terms.endpoint != place.terms.endpoint
+            place.take_terms(terms)
+            if moved:
+                self.reconnect(pool)
+            if terms.pool_mode != pool.mode:
+                self._detach(pool)
+            self._measure(pool, terms)
+            self._share(pool, place)
+            for server in pool.servers:
+                server.take_duties(self.duties(pool.mode))
+
+    def _share(self, pool: ServerPool, place: _Place) -> None:
+        """Take over what a reload has changed about session state."""
+        new = self._new_sharing(place.terms)
+        sharing = place.sharing
+        sharing.policy, sharing.pinning = new.policy, new.pinning
+        sharing.max_pinned, sharing.audit = new.max_pinned, new.audit
+        if sharing.max_prepared != new.max_prepared:
+            sharing.max_prepared = new.max_prepared
+            self.reconnect(pool)
+
+    def _detach(self, pool: ServerPool) -> None:
+        """Leave a pool to the clients that it has."""
+        if self._pools.get((pool.user, pool.database)) is pool:
+            del self._pools[pool.user, pool.database]
+        self._former.add(pool)
+
+    def reconnect(self, pool: ServerPool) -> None:
+        """Close every connection of a pool as soon as it comes back, and what is being opened, too."""
+        pool.era += 1
+        pool.retry_at = 0.0
+        for server in list(pool.servers):
+            server.retire(Reason.RECONNECT)
+
+    def sweep(self, used: Callable[[ServerPool], bool], now: float) -> None:
+        """Forget pools without clients: those of databases that are gone, of another mode, and those long unused."""
+        idle_timeout = self._settings.pool_idle_timeout
+        for pool in self:
+            if used(pool) or pool.waiters or pool.newcomers or pool.opening:
+                pool.unused_since = 0.0
+                continue
+            pool.unused_since = pool.unused_since or now
+            obsolete = pool in self._former or self.databases.known(pool.database) is None
+            if obsolete or 0 < idle_timeout <= now - pool.unused_since:
+                for server in list(pool.servers):
+                    server.retire(Reason.POOL_IDLE_TIMEOUT)
+                if not pool.servers:
+                    self._forget(pool)
+        forgotten = self.databases.sweep(lambda name: any(used(pool) or pool.in_use for pool in self.of_database(name)))
+        for database in forgotten:
+            for pool in self.of_database(database.name):
+                self._forget(pool)
 
     # --- opening connections
 
     def _open(self, pool: ServerPool) -> None:
         if self.closed:
-            pool.open_failed(float("inf"), self._duties.now())
+            pool.open_failed(float("inf"), self._now())
             return
         task = asyncio.get_running_loop().create_task(self._attempt(pool))
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
     async def _attempt(self, pool: ServerPool) -> None:
+        era = pool.era
         try:
-            login = await self._log_in(pool.user, pool.database)
+            login = await self._log_in(self._places[pool])
         except ConnectFailedError as failure:
             self._failed(pool, failure)
         except SourceFailedError as failure:
@@ -181,32 +315,51 @@ class Pools:
             self._refused(pool, refusal.error)
         except BaseException:
             # Cancelled at shutdown, or a fault of ours: the place is given back all the same.
-            self._retry_later(pool, self._duties.now(), self._settings.server_login_retry)
+            self._retry_later(pool, self._now(), self._settings.server_login_retry)
             raise
         else:
-            self._opened(pool, login)
+            if pool.era == era:
+                self._opened(pool, login)
+            else:
+                _leave(login)
+                pool.open_failed(0.0, self._now())
+                self._retry(pool)
 
     async def knock(self) -> None:
         """Find out whether Postgres answers, by a login that is closed at once."""
-        url = self._settings.upstream
-        user = url.user or "postgres"
+        place = self._somewhere()
+        if place is None:
+            return
         try:
-            login = await self._log_in(user, url.dbname or user)
+            login = await self._log_in(place)
         except (ConnectFailedError, SourceFailedError) as failure:
-            self.upstream.failed(self._duties.now(), str(failure))
+            self.upstream.failed(self._now(), str(failure))
         except LoginRefusedError:
-            self.upstream.answered(self._duties.now())  # it does not let us in, but it is there
+            self.upstream.answered(self._now())  # it does not let us in, but it is there
         else:
-            self.upstream.answered(self._duties.now())
+            self.upstream.answered(self._now())
             _leave(login)
 
-    async def _log_in(self, user: str, database: str) -> Login:
+    def _somewhere(self) -> _Place | None:
+        """Return a pool that stands for all of Postgres: one there is, or that of the upstream or the first entry."""
+        for pool in self:
+            return self._places[pool]
+        url, directory = self._settings.upstream, self._current.directory
+        user = (url.user if url is not None else None) or self._settings.auth_user or "postgres"
+        name = next((name for name in directory.databases if name != FALLBACK), "")
+        terms = terms_for(self._settings, directory, name or (url.dbname if url is not None else None) or user, user)
+        return _Place(terms, self._new_sharing(terms)) if terms is not None else None
+
+    async def _log_in(self, place: _Place) -> Login:
         """Log in with what the vault knows; if that is refused, with what it then knows instead."""
+        if place.password is not None:
+            return await self._log_in_with(place.terms, place.password)
+        user, database = place.terms.user, place.terms.database
         credential = await self._vault.fetch(user, database)
         tried = [credential]
         while True:
             try:
-                return await self._log_in_with(user, database, credential)
+                return await self._log_in_with(place.terms, credential)
             except LoginRefusedError as refusal:
                 # What is refused at the door is not refused for its password.
                 if refusal.at_the_door or refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
@@ -216,40 +369,53 @@ class Pools:
                     raise
                 tried.append(credential)
 
-    async def _log_in_with(self, user: str, database: str, credential: Credential | None) -> Login:
-        upstream = self._settings.upstream
-        target = Target(upstream.host, upstream.port, user, database, credential, self._tls, upstream.channel_binding)
-        return await log_in(target, {}, self._settings.server_connect_timeout)
+    async def _log_in_with(self, terms: Terms, credential: Credential | None) -> Login:
+        endpoint = terms.endpoint
+        target = Target(
+            endpoint.hosts[0],
+            endpoint.port,
+            endpoint.user,
+            endpoint.dbname,
+            credential,
+            self.tls,
+            endpoint.channel_binding,
+        )
+        return await log_in(target, dict(endpoint.parameters), self._settings.server_connect_timeout)
 
     # --- connections that clients' passwords have opened
 
     async def prove(self, user: str, database: str, password: Password) -> Login:
         """Log in with what a client has brought. Raises LoginRefusedError or ConnectFailedError."""
+        terms = terms_for(self._settings, self._current.directory, database, user)
+        if terms is None:
+            raise LoginRefusedError(ErrorFields("FATAL", "3D000", f'no such database: "{database}"'))
+        terms = replace(terms, endpoint=replace(terms.endpoint, user=user))
         try:
-            login = await self._log_in_with(user, database, password)
+            login = await self._log_in_with(terms, password)
         except ConnectFailedError as failure:
-            self.upstream.failed(self._duties.now(), str(failure))
+            self.upstream.failed(self._now(), str(failure))
             raise
         except LoginRefusedError:
-            self.upstream.answered(self._duties.now())
+            self.upstream.answered(self._now())
             raise
-        self.upstream.answered(self._duties.now())
+        self.upstream.answered(self._now())
         return login
 
     def adopt(self, user: str, database: str, login: Login) -> None:
         """Put a connection into its pool, if there is room; else close it."""
         if not self.closed:
             pool = self.get(user, database)
-            if pool.take_place():
+            if pool is not None and pool.user == user and pool.take_place():
                 self._opened(pool, login)
                 return
         _leave(login)
 
     def _opened(self, pool: ServerPool, login: Login) -> None:
-        upstream = self._settings.upstream
-        now = self._duties.now()
+        place = self._places[pool]
+        host, port = place.terms.endpoint.hosts[0], place.terms.endpoint.port
+        now = self._now()
         try:
-            self._prepare(login.transport)
+            self._prepare(login.transport, host)
         except OSError as error:
             login.transport.abort()
             self._failed(pool, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
@@ -259,11 +425,11 @@ class Pools:
             pool,
             login.transport,
             login.key,
-            (upstream.host, upstream.port),
-            self._duties,
-            SessionState(self._sharing[pool], login.parameters),
+            (host, port),
+            self.duties(pool.mode),
+            SessionState(place.sharing, login.parameters),
         )
-        if not self._settings.server_lifetime:
+        if not place.terms.server_lifetime:
             server.retire_after_use(Reason.SERVER_LIFETIME)
         login.transport.set_protocol(server)
         self.upstream.answered(now)
@@ -274,27 +440,29 @@ class Pools:
                 server=server.id,
                 user=pool.user,
                 database=pool.database,
-                host=upstream.host,
-                port=upstream.port,
+                host=host,
+                port=port,
                 pid=int.from_bytes(login.key[:4], "big"),
                 servers=len(pool.servers) + 1,
                 **encryption(login.transport),
             )
         pool.failures = 0
+        pool.failure = ""
         pool.opened(server, login.welcome, now)
 
-    def _prepare(self, transport: asyncio.Transport) -> None:
+    def _prepare(self, transport: asyncio.Transport, host: str) -> None:
         """Set the socket's options. Raises OSError if the connection has broken right after the login."""
         if transport.is_closing():
             raise ConnectionError("the server closed the connection right after the login")
         sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock is not None and not self._settings.upstream.host.startswith("/"):
+        if sock is not None and not host.startswith(("/", "@")):
             keep_alive(sock, self._settings)
 
     def _failed(self, pool: ServerPool, failure: ConnectFailedError) -> None:
-        now = self._duties.now()
+        now = self._now()
         self._tally.servers_ended[failure.reason] += 1
         self.upstream.failed(now, str(failure))
+        pool.failure = str(failure)
         delay = self._pause(pool)
         if self._settings.log_pooler_errors:
             self._log.warning(
@@ -309,7 +477,7 @@ class Pools:
         self._retry_later(pool, now, delay)
 
     def _refused(self, pool: ServerPool, error: ErrorFields) -> None:
-        now = self._duties.now()
+        now = self._now()
         self._tally.servers_ended[Reason.SERVER_REFUSED] += 1
         self.upstream.answered(now)
         if self._settings.log_pooler_errors:
@@ -342,7 +510,7 @@ class Pools:
 
     def _retry(self, pool: ServerPool) -> None:
         if not self.closed:
-            pool.grow(self._duties.now())
+            pool.grow(self._now())
 
     # --- the end
 
@@ -362,3 +530,13 @@ def _leave(login: Login) -> None:
     """Close a connection that nobody needs."""
     login.transport.write(TERMINATE)
     login.transport.close()
+
+
+def _password_of(terms: Terms) -> Password | None:
+    password = terms.endpoint.password
+    return Password(password.get_secret_value()) if password is not None else None
+
+
+def _size(size: int | Percent) -> int:
+    """Return a number of connections; of a share, one until it is known of how many."""
+    return 1 if isinstance(size, Percent) else size

@@ -20,6 +20,10 @@ class Reason(StrEnum):
     LOGIN_REFUSED = "login_refused"  # c: not what this pooler serves, e.g. a replication connection
     LOGIN_FLOOD = "login_flood"  # c: too many connections at once that have not said who they are
     TOO_MANY_CLIENTS = "max_client_conn"  # c
+    NO_SUCH_DATABASE = "no_such_database"  # c
+    DATABASE_DISABLED = "database_disabled"  # c: by DISABLE on the console
+    DATABASE_REMOVED = "database_removed"  # c: by a reload
+    KILLED = "killed"  # c and s: by KILL or KILL_CLIENT on the console
     SERVER_REFUSED = "server_login_failed"  # c and s: Postgres refused the login for good
     CANCELLED = "cancelled_while_waiting"  # c: in the middle of a request
     QUERY_WAIT_TIMEOUT = "query_wait_timeout"  # c
@@ -40,6 +44,8 @@ class Reason(StrEnum):
     SERVER_PASSWORD_FAILED = "server_password_failed"  # noqa: S105 - s: server_password_source has not given any
     SERVER_LIFETIME = "server_lifetime"  # s
     SERVER_IDLE_TIMEOUT = "server_idle_timeout"  # s
+    POOL_IDLE_TIMEOUT = "pool_idle_timeout"  # s: no client has been in its pool for that long
+    RECONNECT = "reconnect"  # s: by RECONNECT on the console, or a reload has changed where it leads
     SERVER_CHECK_FAILED = "server_check_failed"  # s
     SERVER_RESET_FAILED = "server_reset_failed"  # s
     SERVER_UNCLEAN = "server_unclean"  # s: its client left it in a state that could not be undone

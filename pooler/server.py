@@ -141,9 +141,7 @@ class ServerSession(asyncio.Protocol):
         self._duties = duties
         self.exchange = Exchange(duties.max_packet_size)
         self.client: Borrower | None = None
-        self.hold = SESSION if duties.session_mode else RESET if duties.reset_query else 0
-        if duties.check_always:
-            self.hold |= CHECK
+        self.hold = _standing(duties)
         self.retired_for = Reason.SHUTDOWN
         self.connected_at = self.since = duties.now()
         self.testing = False
@@ -166,6 +164,12 @@ class ServerSession(asyncio.Protocol):
         self.exchange.on_stale_plan = state.sharing.library.plans_are_stale
         if state.sharing.audit and not duties.session_mode:
             self.hold |= AUDIT
+
+    def take_duties(self, duties: ServerDuties) -> None:
+        """From now on, do these."""
+        self._duties = duties
+        self._way.take_duties(duties)
+        self.hold = self.hold & ~(RESET | CHECK) | _standing(duties)
 
     # --- hot path
 
@@ -477,3 +481,9 @@ class ServerSession(asyncio.Protocol):
             client.server = None
             client.server_lost(reason, told=told)
         self._way.cut_short()
+
+
+def _standing(duties: ServerDuties) -> int:
+    """Return the bits of hold that are always set."""
+    hold = SESSION if duties.session_mode else RESET if duties.reset_query else 0
+    return hold | CHECK if duties.check_always else hold

@@ -88,6 +88,10 @@ class WayBack:
         self._fitting: Fit | None = None
         self._tried_on: Mapping[str, str] = {}
 
+    def take_duties(self, duties: "ServerDuties") -> None:
+        """From now on, do these."""
+        self._duties = duties
+
     def take(self, data: bytes) -> None:
         """Postgres has said something, and there is no client."""
         asker = self._server.asker

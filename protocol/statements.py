@@ -86,14 +86,9 @@ class Library:
 
     def __init__(self, limit: int, ignored: State, *, watch_all: bool = False) -> None:
         """Texts that leave nothing but `ignored` behind are plain; with `watch_all` none is taken for that."""
-        self.limit = limit
-        self._watch_all = watch_all
-        by_sight = State.SEQUENCE in ignored and not watch_all
-        self.is_plain_query = self._is_plain_at_sight if by_sight else self._is_plain_query
-        """Tells whether a chunk is one Query that leaves nothing behind in a session."""
+        self._set_limits(limit, ignored, watch_all=watch_all)
         self.shapes: set[bytes] = set()
         """Short plain Queries that were seen before, with SHAPE applied. Whether one is plain hangs on no digit."""
-        self._ignored = ignored
         self._known: dict[bytes, Statement] = {}
         self._dialects: dict[tuple[bytes, Dialect], Statement] = {}
         self._unused: OrderedDict[Statement, None] = OrderedDict()
@@ -111,6 +106,28 @@ class Library:
         """How often a statement has passed that may have changed what others return."""
         self.plan_epoch = 0
         """How often a server has found that out by itself ("cached plan must not change result type")."""
+
+    def _set_limits(self, limit: int, ignored: State, *, watch_all: bool) -> None:
+        self.limit = limit
+        self._ignored = ignored
+        self._watch_all = watch_all
+        by_sight = State.SEQUENCE in ignored and not watch_all
+        self.is_plain_query = self._is_plain_at_sight if by_sight else self._is_plain_query
+        """Tells whether a chunk is one Query that leaves nothing behind in a session."""
+
+    def reconsider(self, limit: int, ignored: State, *, watch_all: bool = False) -> None:
+        """Judge all texts anew, by other limits."""
+        if (limit, ignored, watch_all) == (self.limit, self._ignored, self._watch_all):
+            return
+        self._set_limits(limit, ignored, watch_all=watch_all)
+        self.shapes.clear()
+        self.plain.clear()
+        for body, statement in self._known.items():
+            statement.plain = self.is_plain(statement.verdict) and not watch_all
+            if statement.plain:
+                self.plain[body] = statement
+        for statement in self._dialects.values():
+            statement.plain = self.is_plain(statement.verdict) and not watch_all
 
     @property
     def count(self) -> int:

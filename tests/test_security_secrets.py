@@ -94,11 +94,11 @@ def test_no_secret_is_in_what_the_pooler_says(
     with pooler:
         said = [*visit(pooler), pooler.http("/metrics")[1]]
         pooler.signal(signal.SIGHUP)
-        pooler.wait_for_log("event=access_reloaded")
+        pooler.wait_for_log("event=reloaded")
         # A list that can't be read is complained about, without what is in it.
         Path(str(pooler.settings["auth_file"])).write_text(f'"canary_scram" "SCRAM-SHA-256${CANARY}"\n{WRONG} "x\n')
         pooler.signal(signal.SIGHUP)
-        pooler.wait_for_log("event=access_reload_failed")
+        pooler.wait_for_log("event=reload_failed")
     everything = "\n".join([*said, *pooler.log])
     assert "event=client_login" in everything
     assert "event=login_failed" in everything or auth_type == "any"

@@ -24,6 +24,9 @@ from protocol.scram import AuthenticationFailedError, is_scram_secret
 class Lookup(Protocol):
     """Where the secrets of users are who are not in the list: auth_query."""
 
+    def serves(self, candidate: Candidate) -> bool:
+        """Tell whether users are looked up for the database that it wants."""
+
     def find(self, candidate: Candidate, found: Callable[[str | None], None]) -> None:
         """Call `found` with the secret of its user, None if there is no such user: at once if it is known, or later.
 
@@ -67,9 +70,11 @@ class Gate:
         self._secrets = Secrets(access.users, scram_iterations)
         self._access = access
 
-    def reload(self, access: Access) -> None:
+    def reload(self, auth_type: AuthType, access: Access, scram_iterations: int, everybody: str = "") -> None:
         """Judge by other users, rules and maps. Raises ValueError for a malformed secret; then nothing changes."""
-        self._secrets.reload(access.users)
+        self._secrets.reload(access.users, scram_iterations)
+        self._auth_type = auth_type
+        self._everybody = everybody
         self._access = access
 
     # --- the method
@@ -112,7 +117,7 @@ class Gate:
             self._elsewhere.begin(self, candidate)
         else:
             secret = self._secrets.find(candidate.startup.user)
-            if secret is None and self._lookup is not None:
+            if secret is None and self._lookup is not None and self._lookup.serves(candidate):
                 self._lookup.find(candidate, partial(self._found, candidate, method))
             else:
                 self._ask(candidate, method, secret)

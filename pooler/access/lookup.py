@@ -11,6 +11,7 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from config.settings import Settings
+from config.terms import Endpoint
 from pooler.access.auth_query import CONNECTIONS, UNENCRYPTED, AuthQuery, Found, NoAnswerError, Server, Way
 from pooler.access.candidate import Candidate
 from pooler.credentials.credential import Password
@@ -51,7 +52,7 @@ class Query(Protocol):
         """Ask no more."""
 
 
-class Upstream(Protocol):
+class Noted(Protocol):
     """Where it is noted whether Postgres can be reached."""
 
     def answered(self, now: float) -> None:
@@ -93,7 +94,7 @@ class Lookup:
         query: Query,
         auth_user: str,
         max_age: float,
-        upstream: Upstream,
+        noted: Noted,
         outcomes: Counter[str],
         now: Callable[[], float],
         log: Log,
@@ -114,7 +115,7 @@ class Lookup:
         self._failing_since = 0.0
         self._retry_at = 0.0
         """After a failure: no further attempt before this, for whatever user."""
-        self._upstream = upstream
+        self._noted = noted
         self._outcomes = outcomes
 
     def find(self, candidate: Candidate, found: Taken) -> None:
@@ -205,7 +206,7 @@ class Lookup:
 
     def _answered(self, user: str, inquiry: _Inquiry, answer: Found | None) -> None:
         now = self._now()
-        self._upstream.answered(now)
+        self._noted.answered(now)
         if self._failures:
             self._log.info("auth_query_recovered", failures=self._failures, after_s=round(now - self._failing_since, 1))
             self._failures = 0
@@ -231,7 +232,7 @@ class Lookup:
     def _failed(self, failure: NoAnswerError) -> None:
         now = self._now()
         if failure.for_now:
-            self._upstream.failed(now, str(failure))
+            self._noted.failed(now, str(failure))
             self._retry_at = now + min(FIRST_RETRY_S * 2.0 ** min(self._failures, 10), LONGEST_RETRY_S)
         if not self._failures:
             self._failing_since = now
@@ -269,6 +270,12 @@ class Lookup:
         known = self._known.get(user)
         return known.found.secret if known is not None and self._now() < known.usable_until else ""
 
+    async def retire(self) -> None:
+        """Ask for those who wait already, and no more."""
+        tasks = [inquiry.task for inquiry in self._inquiries.values() if inquiry.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.close()
+
     async def close(self) -> None:
         """Ask no more."""
         tasks = [inquiry.task for inquiry in self._inquiries.values() if inquiry.task is not None]
@@ -278,20 +285,20 @@ class Lookup:
         await self._query.close()
 
 
-def lookup_for(
+def lookup_at(
+    endpoint: Endpoint,
+    database: str,
+    query: str,
     settings: Settings,
     vault: Vault,
     tls: ServerTls | None,
-    noted: Upstream,
+    noted: Noted,
     outcomes: Counter[str],
     now: Callable[[], float],
     log: Log,
-) -> Lookup | None:
-    """Return the Lookup that the settings describe, if they do."""
-    upstream, auth_user = settings.upstream, settings.auth_user
-    if not auth_user or upstream is None:
-        return None
-    database = settings.auth_dbname or upstream.dbname or auth_user
+) -> Lookup:
+    """Return a Lookup that asks `query` as the user of `endpoint`, whose password the vault has for `database`."""
+    auth_user = endpoint.user
 
     async def password(refused: str | None) -> str:
         try:
@@ -304,9 +311,10 @@ def lookup_for(
             raise NoAnswerError(f'the password of auth_user "{auth_user}" has to be known in clear, and is hashed')
         return known.text
 
-    server = Server(upstream.host, upstream.port, auth_user, database, password, partial(_ways, upstream.host, tls))
-    query = AuthQuery(settings.auth_query, server, settings.server_connect_timeout, settings.server_idle_timeout)
-    return Lookup(query, auth_user, settings.auth_query_max_age, noted, outcomes, now, log)
+    host, port = endpoint.hosts[0], endpoint.port
+    server = Server(host, port, auth_user, endpoint.dbname, password, partial(_ways, host, tls))
+    asker = AuthQuery(query, server, settings.server_connect_timeout, settings.server_idle_timeout)
+    return Lookup(asker, auth_user, settings.auth_query_max_age, noted, outcomes, now, log)
 
 
 def _ways(host: str, tls: ServerTls | None) -> Sequence[Way]:

@@ -118,6 +118,11 @@ class Passthrough:
         self._failing = False
         self._outcomes = outcomes
 
+    def take_settings(self, max_age: float, *, cleartext: bool) -> None:
+        """Go by these from now on."""
+        self._max_age = max_age
+        self._cleartext = cleartext
+
     def begin(self, judge: Judge, candidate: Candidate) -> None:
         """See gate.Elsewhere."""
         if self._cleartext or _nobody_listens(candidate):

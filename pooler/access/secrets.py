@@ -24,13 +24,12 @@ class Secrets:
 
     def __init__(self, users: Mapping[str, SecretStr], scram_iterations: int) -> None:
         """Raises ValueError for a malformed SCRAM secret, naming its user."""
-        self._iterations = scram_iterations
         self._scram: dict[tuple[str, str], ScramSecret] = {}
         # What an unknown user is asked must be the same each time, and not to be foreseen.
         self._mock_key = os.urandom(32)
-        self.reload(users)
+        self.reload(users, scram_iterations)
 
-    def reload(self, users: Mapping[str, SecretStr]) -> None:
+    def reload(self, users: Mapping[str, SecretStr], scram_iterations: int) -> None:
         """Take another list. Raises ValueError for a malformed SCRAM secret; then the old one stays."""
         texts = {user: secret.get_secret_value() for user, secret in users.items()}
         scram: dict[tuple[str, str], ScramSecret] = {}
@@ -41,6 +40,7 @@ class Secrets:
                 except ValueError as error:
                     raise ValueError(f'the secret of user "{user}" is a {error}') from None
         kept = {key: secret for key, secret in self._scram.items() if texts.get(key[0]) == key[1]}
+        self._iterations = scram_iterations
         self._users = texts
         self._scram = kept | scram
         # Who does not exist must not stand out by the number of iterations either.

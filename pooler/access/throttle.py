@@ -37,6 +37,10 @@ class Throttle:
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """By address: how many, and when the last one was."""
 
+    def take_delay(self, delay_s: float) -> None:
+        """Hold back for so long from now on."""
+        self._delay = delay_s
+
     def turn_away(self, transport: asyncio.Transport, farewell: bytes) -> None:
         """Count a failure, and write `farewell` when it is time."""
         now = self._now()

@@ -46,6 +46,10 @@ class Vault:
         if self._sourced is not None:
             self._sourced.forget()
 
+    def take_source(self, sourced: SourcedPasswords | None) -> None:
+        """Ask another source from now on."""
+        self._sourced = sourced
+
     def learn(self, user: str, database: str, credential: Credential, until: float = inf) -> None:
         """Keep what a client has brought and proven, beside what others have, until a time of `now`."""
         if self._listed.get(user) != credential:

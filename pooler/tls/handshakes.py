@@ -50,6 +50,10 @@ class Handshakes:
         self._steps: deque[Step] = deque()
         self._step_taken = False
 
+    def take_limit(self, most: int) -> None:
+        """Let so many be under way at once."""
+        self._most = most
+
     def begin(self, guest: Guest) -> None:
         """Let it shake hands, as soon as there is a place."""
         if len(self.under_way) < self._most:

@@ -18,6 +18,7 @@ from pooler.session_state.policy import Policy
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Sharing
 from protocol.parameters import Profiles
+from protocol.startup import Startup
 from protocol.statements import Library
 from tests.protocol.model import message
 from tests.support.transport import MockTransport
@@ -26,6 +27,19 @@ MAX_PACKET = 1 << 30
 PEER = ("127.0.0.1", 5432)
 READY = message("Z", b"I")
 WELCOME = message("S", b"application_name\0known\0")
+LOGIN = Startup("alice", "shop", 0, negotiate=False, unknown_options=[], parameters={})
+
+
+class Boundless:
+    """Any number of clients may come."""
+
+    def of_database(self, name: str) -> int:
+        return 0
+
+    def of_user(self, name: str) -> int:
+        return 0
+
+
 IN_TRANSACTION = message("Z", b"T")
 DONE = message("C", b"SELECT 1\0") + READY
 
@@ -172,7 +186,7 @@ class House:
     def client(self, *, slow: bool = False) -> ClientSession:
         transport = MockTransport(slow_peer=slow)
         id_ = next(self._ids)
-        session = ClientSession(id_, self.pool, transport, b"client%d" % id_, self.client_duties)
+        session = ClientSession(id_, self.pool, transport, b"client%d" % id_, self.client_duties, LOGIN)
         transport.protocol = session
         return session
 

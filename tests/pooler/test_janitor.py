@@ -7,7 +7,9 @@ from typing import Any, cast
 import pytest
 from pydantic import SecretStr
 
+from config.databases import Directory
 from config.settings import Settings
+from config.terms import Terms, terms_for
 from pooler.access.throttle import Throttle
 from pooler.client import ClientSession
 from pooler.janitor import CLEANING_S, ROUND_S, Janitor, Premises
@@ -17,7 +19,7 @@ from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from pooler.tls.handshakes import Handshakes
 from protocol.messages import TERMINATE
-from tests.pooler.house import DONE, IN_TRANSACTION, House, query, sent, wire
+from tests.pooler.house import DONE, IN_TRANSACTION, LOGIN, Boundless, House, query, sent, wire
 from tests.protocol.model import message
 from tests.support.transport import MockTransport
 
@@ -31,7 +33,7 @@ class Watch:
         self.house = house or House()
         self.cancelled: list[ServerSession] = []
         self.clients: dict[bytes, ClientSession] = {}
-        self.lobby = Lobby(1, 100)
+        self.lobby = Lobby(1, 100, Boundless())
         self.departures = Departures(1000)
         self.throttle = Throttle(
             1.0, 1000, lambda transport: self.departures.linger(transport, self.house.now()), self.house.now
@@ -45,12 +47,22 @@ class Watch:
             def __iter__(self) -> Iterator[object]:
                 return iter([house_pool])
 
+            def terms_of(self, _: object) -> Terms:
+                terms = terms_for(current.settings, current.directory, "shop", "alice")
+                assert terms is not None
+                return terms
+
+            def sweep(self, used: object, now: float) -> None: ...
+
         pools: Any = Pools()
         pools.upstream = upstream
         given: dict[str, Any] = {"server_idle_timeout": 0, "server_lifetime": 0, "query_wait_timeout": 0, **settings}
+        current: Any = SimpleNamespace(
+            settings=Settings(upstream="postgresql://alice@localhost/shop", **given), directory=Directory()
+        )
         self.janitor = Janitor(
             Premises(
-                Settings(upstream="postgresql://alice@localhost/shop", **given),
+                current,
                 pools,
                 self.lobby,
                 Handshakes(1),
@@ -59,6 +71,7 @@ class Watch:
                 self.clients,
                 cast("Any", SimpleNamespace(cancel_server=self.cancelled.append)),
                 (),
+                lambda _: True,
                 self.house.now,
             )
         )
@@ -238,6 +251,9 @@ class _Stranger:
     asked = False
     undecided = False
     hint = why = ""
+
+    startup = LOGIN
+    at_console = placed_beside = False
 
     def __init__(self, lobby: Lobby, since: float) -> None:
         self.lobby, self.since = lobby, since

@@ -18,7 +18,7 @@ from pooler.login import MAX_EARLY_SIZE, MAX_PASSWORD_SIZE, ClientLogin, LoginDu
 from pooler.reasons import Ending, Reason
 from protocol.messages import TERMINATE, cancel_request
 from protocol.startup import Startup, StartupMemory
-from tests.pooler.house import DONE, House, query, sent, wire
+from tests.pooler.house import DONE, Boundless, House, query, sent, wire
 from tests.support import wire as client_side
 from tests.support.transport import MockTransport
 
@@ -32,7 +32,7 @@ class Door:
         self, auth_type: AuthType = "trust", *, places: int = 10, strangers: int = 1000, failure_delay: float = 0.0
     ) -> None:
         self.house = House()
-        self.lobby = Lobby(places, strangers)
+        self.lobby = Lobby(places, strangers, Boundless())
         self.clients: dict[bytes, ClientSession] = {}
         self.endings: dict[ClientLogin, Ending | None] = {}
         self.joined: list[ClientSession] = []
@@ -55,7 +55,7 @@ class Door:
             startups=StartupMemory(),
             gate=Gate(auth_type, Access(credentials), 4096),
             clients=self.clients,
-            client_duties=self.house.client_duties,
+            client_duties={"transaction": self.house.client_duties},
         )
 
     def _left(self, login: ClientLogin, ending: Ending | None) -> None:
@@ -68,7 +68,7 @@ class Door:
 
     def _client_ended(self, session: ClientSession, ending: Ending) -> None:
         del self.clients[session.key]
-        self.lobby.place_free()
+        self.lobby.place_free(session.login)
 
     def _linger(self, transport: asyncio.Transport) -> None:
         assert isinstance(transport, MockTransport)

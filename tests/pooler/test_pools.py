@@ -12,14 +12,16 @@ from config.settings import Settings
 from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
+from pooler.databases import Databases
 from pooler.log import make_log
 from pooler.pool import Cap
-from pooler.pools import Pools
+from pooler.pools import Pools, ServerPool
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
 from pooler.tally import Tally
 from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE, ErrorFields, fatal
 from tests.pooler.house import House, query, wire
+from tests.support.configuration import current
 from tests.support.scripted_upstream import GREETING, Peer, Script, scripted_upstream
 from tests.support.transport import MockTransport
 
@@ -30,17 +32,30 @@ def pools_with(vault: Vault, port: int = 5432, limit: int = 0) -> Pools:
     )
     log = make_log("text", "info", io.StringIO())
     house = House()
+    in_force = current(settings)
     return Pools(
-        settings,
+        in_force,
+        Databases(in_force, house.now),
         vault,
         None,
-        house.server_duties,
+        lambda _: house.server_duties,
         count(1).__next__,
         Tally(),
         log,
         house.library,
         Ledger(house.now, log),
+        house.now,
     )
+
+
+def pool_of(pools: Pools) -> ServerPool:
+    pool = pools.get("alice", "shop")
+    assert pool is not None
+    return pool
+
+
+async def log_in(pools: Pools) -> Login:
+    return await pools._log_in(pools._places[pool_of(pools)])
 
 
 @pytest.fixture
@@ -49,7 +64,7 @@ async def pools() -> Pools:
 
 
 async def test_a_connection_that_breaks_right_after_its_login_is_not_lent(pools: Pools) -> None:
-    pool = pools.get("alice", "shop")
+    pool = pool_of(pools)
     house = House()
     house.pool = pool
     client = house.client()
@@ -70,7 +85,7 @@ async def test_a_connection_that_breaks_right_after_its_login_is_not_lent(pools:
 async def test_the_connection_that_has_proven_a_password_serves_who_waits(pools: Pools) -> None:
     transport = MockTransport()
     pools.adopt("alice", "shop", Login(transport, b"key 1234", {"TimeZone": "UTC"}))
-    pool = pools.get("alice", "shop")
+    pool = pool_of(pools)
     assert len(pool.servers) == len(pool.idle) == 1
     assert pool.opening == 0
     assert b"TimeZone" in pool.welcome
@@ -79,7 +94,7 @@ async def test_the_connection_that_has_proven_a_password_serves_who_waits(pools:
 
 @pytest.mark.parametrize("why", ["the pool is full", "the database's limit is reached", "pgfunnel is shutting down"])
 async def test_it_is_closed_where_there_is_no_room(pools: Pools, why: str) -> None:
-    pool = pools.get("alice", "shop")
+    pool = pool_of(pools)
     transport = MockTransport()
     if why == "the pool is full":
         pool.opening = pool.size
@@ -99,7 +114,7 @@ async def test_it_is_closed_where_there_is_no_room(pools: Pools, why: str) -> No
 @pytest.mark.parametrize("somebody_tries", [True, False])
 async def test_who_waits_goes_on_while_another_password_is_being_tried(pools: Pools, somebody_tries: bool) -> None:
     pools.hopeful = lambda user, database: somebody_tries and (user, database) == ("alice", "shop")
-    pool = pools.get("alice", "shop")
+    pool = pool_of(pools)
     house = House()
     house.pool = pool
     client = house.client()
@@ -143,10 +158,10 @@ async def test_a_source_is_asked_once_more_before_anybody_is_failed(right: bytes
     async with scripted_upstream(asking(heard, right)) as upstream:
         pools = pools_with(vault, upstream.port)
         if right == b"token 2\0":
-            (await pools._log_in("alice", "shop")).transport.close()
+            (await log_in(pools)).transport.close()
         else:
             with pytest.raises(LoginRefusedError, match="password authentication failed"):
-                await pools._log_in("alice", "shop")
+                await log_in(pools)
     assert heard == [b"token 1\0", b"token 2\0"]
 
 
@@ -159,7 +174,7 @@ async def test_what_is_refused_before_a_password_is_asked_for_is_not_tried_with_
 
     async with scripted_upstream(script) as upstream:
         with pytest.raises(LoginRefusedError, match=r"no pg_hba\.conf entry"):
-            await pools_with(vault, upstream.port)._log_in("alice", "shop")
+            await log_in(pools_with(vault, upstream.port))
     assert tokens.given == 1
 
 
@@ -167,6 +182,7 @@ async def test_names_of_databases_that_there_are_not_leave_nothing_behind() -> N
     pools = pools_with(Vault({}), limit=1)
     for number in range(3):
         pool = pools.get("alice", f"made up {number}")
+        assert pool is not None
         assert pool.take_place()
         pools._refused(pool, ErrorFields("FATAL", "3D000", "it does not exist"))
     assert not list(pools)

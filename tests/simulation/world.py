@@ -19,7 +19,7 @@ from pooler.server import Borrower, ServerDuties, ServerSession
 from pooler.session_state.session import SessionState
 from protocol.messages import READY_IDLE, ErrorFields, error_response
 from protocol.parameters import Profile
-from tests.pooler.house import new_sharing
+from tests.pooler.house import LOGIN, new_sharing
 from tests.protocol.model import ModelServer, message
 from tests.protocol.session_model import SessionModel
 from tests.support.transport import HIGH_WATER, MockTransport
@@ -179,7 +179,7 @@ class World:
         name = b"c%d" % next(self.ids)
         transport = MockTransport(slow_peer=True)
         startup = self._startup(name)
-        session = ClientSession(next(self.ids), self.pool, transport, name, self.client_duties, startup)
+        session = ClientSession(next(self.ids), self.pool, transport, name, self.client_duties, LOGIN, startup)
         transport.protocol = session
         self.clients[session] = self.everyone[name] = SimClient(name, session, transport)
 

@@ -67,7 +67,7 @@ def test_new_users_and_rules_count_from_a_reload_on(
     with psycopg.connect(pooler.url(user="alice", password="hush")) as connection:
         files.users.write_text('"alice" "new"\n')
         files.rules.write_text("host all bob all trust\nhost all all all scram-sha-256")
-        assert "users=2 rules=2" in reload(pooler, "access_reloaded")
+        assert "users=2 rules=2" in reload(pooler, "reloaded")
         assert connection.execute("SELECT 1").fetchone() == (1,), "who is in stays in"
     assert user_of(pooler.url(user="alice", password="new")) == "alice"
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -80,7 +80,7 @@ def test_files_with_mistakes_change_nothing_and_the_log_says_where_they_are(
     pooler = files.start(pgfunnel, postgres)
     files.users.write_text('"alice" "new"\n"bob"\n')
     files.rules.write_text("host all all all ldap\nhost all all all trust")
-    told = reload(pooler, "access_reload_failed")
+    told = reload(pooler, "reload_failed")
     assert f"'{files.users}' line 2" in told
     assert f"'{files.rules}' line 1" in told
     assert user_of(pooler.url(user="alice", password="hush")) == "alice"
@@ -91,7 +91,7 @@ def test_a_secret_with_mistakes_changes_nothing_and_is_not_logged(
 ) -> None:
     pooler = files.start(pgfunnel, postgres)
     files.users.write_text('"alice" "SCRAM-SHA-256$secret"\n')
-    told = reload(pooler, "access_reload_failed")
+    told = reload(pooler, "reload_failed")
     assert "alice" in told
     assert "$secret" not in told
     assert user_of(pooler.url(user="alice", password="hush")) == "alice"

@@ -235,7 +235,7 @@ def test_a_rotated_password_in_the_auth_file_counts_from_sighup_on(
     tls_server.psql("ALTER ROLE rotated PASSWORD 'new'")
     Path(str(pooler.settings["auth_file"])).write_text('"rotated" "new"\n')
     pooler.signal(signal.SIGHUP)
-    pooler.wait_for_log("event=access_reloaded")
+    pooler.wait_for_log("event=reloaded")
     assert asks(pooler, rotated, sql="SELECT 1") == (1,)
 
 

@@ -272,6 +272,9 @@ class Later:
     def forget(self, candidate: Candidate) -> None:
         self.forgotten.append(candidate)
 
+    def serves(self, candidate: Candidate) -> bool:
+        return True
+
 
 @pytest.mark.parametrize("auth_type", ["trust", "md5", "scram-sha-256"])
 def test_who_is_in_no_list_is_looked_up(auth_type: AuthType) -> None:
@@ -396,7 +399,7 @@ def test_users_change_for_those_who_come_from_now_on() -> None:
     to = gate("md5", None, alice="old")
     underway = Applicant("alice")
     to.examine(underway)
-    to.reload(Access({"alice": SecretStr("new")}))
+    to.reload("md5", Access({"alice": SecretStr("new")}), 4096)
     assert not Applicant("alice").try_to_get_in(to, "old")
     assert Applicant("alice").try_to_get_in(to, "new")
 
@@ -404,7 +407,7 @@ def test_users_change_for_those_who_come_from_now_on() -> None:
 def test_a_list_with_a_malformed_secret_changes_nothing() -> None:
     to = gate("md5", None, alice="hush")
     with pytest.raises(ValueError, match='the secret of user "bob" is a malformed SCRAM secret'):
-        to.reload(Access({"bob": SecretStr("SCRAM-SHA-256$x")}))
+        to.reload("md5", Access({"bob": SecretStr("SCRAM-SHA-256$x")}), 4096)
     assert Applicant("alice").try_to_get_in(to, "hush")
 
 
@@ -420,5 +423,5 @@ def test_after_a_reload_a_user_is_asked_the_same(user: str) -> None:
         return first.split(b",s=")[1]
 
     before = salt()
-    to.reload(Access({"alice": SecretStr("hush"), "bob": SecretStr("new")}))
+    to.reload("scram-sha-256", Access({"alice": SecretStr("hush"), "bob": SecretStr("new")}), 4096)
     assert salt() == before

@@ -16,7 +16,8 @@ from config.tls import SslMode
 from config.upstream import Upstream as Url
 from pooler.access import lookup as module
 from pooler.access.auth_query import CONNECTIONS, AuthQuery, Found, NoAnswerError, Server
-from pooler.access.lookup import Lookup, lookup_for
+from pooler.access.lookup import Lookup
+from pooler.access.lookups import Lookups
 from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
 from pooler.dial import ServerTls
@@ -26,6 +27,7 @@ from pooler.tally import Tally
 from pooler.tls.watched import watch_server_context
 from protocol.scram import md5_secret
 from tests.pooler.access.applicant import Applicant
+from tests.support.configuration import current
 
 ABSENT = NoAnswerError("connection refused", for_now=True)
 BROKEN = NoAnswerError("42501: permission denied for table pg_authid")
@@ -269,6 +271,11 @@ async def test_secrets_are_not_shown(house: House) -> None:
 # --- as the settings describe it
 
 
+def lookups_of(settings: Settings, vault: Vault, tls: ServerTls | None) -> Lookups:
+    log = make_log("text", "debug", io.StringIO())
+    return Lookups(current(settings), vault, Upstream(), lambda: tls, Counter(), time.monotonic, log)
+
+
 def server_of(
     vault: Vault | None = None,
     tls: ServerTls | None = None,
@@ -277,9 +284,7 @@ def server_of(
     auth_dbname: str = "",
 ) -> Server:
     given = Settings(upstream=Url.parse(upstream), auth_user="asker", auth_dbname=auth_dbname)
-    lookup = lookup_for(
-        given, vault or Vault({}), tls, Upstream(), Counter(), time.monotonic, make_log("text", "debug", io.StringIO())
-    )
+    lookup = lookups_of(given, vault or Vault({}), tls)._lookup("anything")
     assert lookup is not None
     assert isinstance(lookup._query, AuthQuery)
     return lookup._query._server
@@ -287,8 +292,7 @@ def server_of(
 
 async def test_without_an_auth_user_nobody_is_looked_up() -> None:
     settings = Settings(upstream="postgresql://db.example/shop")
-    log = make_log("text", "debug", io.StringIO())
-    assert lookup_for(settings, Vault({}), None, Upstream(), Counter(), time.monotonic, log) is None
+    assert lookups_of(settings, Vault({}), None)._lookup("shop") is None
 
 
 @pytest.mark.parametrize(
