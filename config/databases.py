@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from config.fields import Count, Seconds, ServerPort, Takes, Text, takes
@@ -80,70 +80,89 @@ class _Entry(BaseModel):
 
 
 class Database(_Entry):
-    """Where a database is, and what is different about its pools."""
+    """Where a database is, and what is different about its pools. The entry `*` is for all that have none."""
 
-    dbname: _Name = None
-    """Its name at Postgres; None for the one that clients ask for."""
+    dbname: _Name = Field(default=None, description="Its name at Postgres; that which clients ask for if not set.")
     host: Annotated[
         tuple[str, ...], BeforeValidator(_hosts), Takes("HOST,...", "a comma-separated list of hosts or directories")
-    ] = ()
-    """Names, addresses or directories of Unix sockets; empty for the socket in unix_socket_dir."""
-    port: ServerPort = 5432
-    user: _Name = None
-    """Who logs in at Postgres, whoever the client is; None for the client's user."""
-    password: _Secret = None
-    auth_user: _Name = None
-    auth_query: _Name = None
-    auth_dbname: _Name = None
-    pool_size: _Connections = None
-    min_pool_size: _Count = None
-    reserve_pool_size: _Count = None
-    pool_mode: _PoolMode = None
-    max_db_connections: _Connections = None
-    max_db_client_connections: _Count = None
-    query_wait_timeout: _Seconds = None
-    server_lifetime: _Seconds = None
+    ] = Field(
+        default=(),
+        description="Names or addresses of Postgres, directories of Unix sockets (/run/postgresql), or @ and the name "
+        "of an abstract socket; if not set, the socket in unix_socket_dir, and without that localhost.",
+    )
+    port: ServerPort = Field(default=5432, description="Its port there.")
+    user: _Name = Field(
+        default=None,
+        description="Who logs in at Postgres, whoever the client is, so that all of them share one pool; the client's "
+        "user if not set.",
+    )
+    password: _Secret = Field(
+        default=None, description="The password of `user`; if not set, the one that is known of this user otherwise."
+    )
+    auth_user: _Name = Field(default=None, description="The setting auth_user, for this database.")
+    auth_query: _Name = Field(default=None, description="The setting auth_query, for this database.")
+    auth_dbname: _Name = Field(default=None, description="The setting auth_dbname, for this database.")
+    pool_size: _Connections = Field(default=None, description="The setting default_pool_size, for each of its pools.")
+    min_pool_size: _Count = Field(default=None, description="The setting of this name, for each of its pools.")
+    reserve_pool_size: _Count = Field(
+        default=None, description="The setting of this name, for each of its pools. reserve_pool means the same."
+    )
+    pool_mode: _PoolMode = Field(default=None, description="The setting of this name.")
+    max_db_connections: _Connections = Field(default=None, description="The setting of this name.")
+    max_db_client_connections: _Count = Field(default=None, description="The setting of this name.")
+    query_wait_timeout: _Seconds = Field(default=None, description="The setting of this name.")
+    server_lifetime: _Seconds = Field(default=None, description="The setting of this name.")
     load_balance_hosts: Annotated[
         Literal["round-robin", "disable"], _Word, Takes("WORD", "one of round-robin, disable")
-    ] = "round-robin"
+    ] = Field(
+        default="round-robin",
+        description="Of several hosts, take the next one for each connection (round-robin), or stay with one until a "
+        "connection to it fails (disable).",
+    )
     target_session_attrs: Annotated[
         Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],
         _Word,
         Takes("WORD", "one of any, read-write, read-only, primary, standby, prefer-standby"),
-    ] = "any"
-    connect_query: _Name = None
-    client_encoding: _Name = None
-    datestyle: _Name = None
-    timezone: _Name = None
-    application_name: _Name = None
+    ] = Field(default="any", description="Which of the hosts to take, as in libpq.")
+    connect_query: _Name = Field(
+        default=None, description="Query that each server connection runs before clients get it."
+    )
+    client_encoding: _Name = Field(default=None, description="Parameter that server connections log in with.")
+    datestyle: _Name = Field(default=None, description="The same.")
+    timezone: _Name = Field(default=None, description="The same.")
+    application_name: _Name = Field(default=None, description="The same.")
 
 
 class User(_Entry):
-    """What is different for a user."""
+    """What is different for a user; it goes before what the database says."""
 
-    password: _Secret = None
-    """In TOML only: PgBouncer has its passwords in auth_file."""
-    pool_size: _Connections = None
-    reserve_pool_size: _Count = None
-    pool_mode: _PoolMode = None
-    max_user_connections: _Count = None
-    max_user_client_connections: _Count = None
-    query_timeout: _Seconds = None
-    query_wait_timeout: _Seconds = None
-    idle_transaction_timeout: _Seconds = None
-    transaction_timeout: _Seconds = None
-    client_idle_timeout: _Seconds = None
+    password: _Secret = Field(
+        default=None,
+        description="Password or secret, in TOML only, where NAME = 'secret' means the same. PgBouncer has them in "
+        "auth_file.",
+    )
+    pool_size: _Connections = Field(default=None, description="The setting default_pool_size, for each of their pools.")
+    reserve_pool_size: _Count = Field(default=None, description="The setting of this name, for each of their pools.")
+    pool_mode: _PoolMode = Field(default=None, description="The setting of this name.")
+    max_user_connections: _Count = Field(default=None, description="The setting of this name.")
+    max_user_client_connections: _Count = Field(default=None, description="The setting of this name.")
+    query_timeout: _Seconds = Field(default=None, description="The setting of this name.")
+    query_wait_timeout: _Seconds = Field(default=None, description="The setting of this name.")
+    idle_transaction_timeout: _Seconds = Field(default=None, description="The setting of this name.")
+    transaction_timeout: _Seconds = Field(default=None, description="The setting of this name.")
+    client_idle_timeout: _Seconds = Field(default=None, description="The setting of this name.")
 
 
 class Peer(_Entry):
-    """Another process, to which cancel requests for its clients go."""
+    """Another process, by its peer_id, to which cancel requests for its clients go."""
 
     host: Annotated[
         str, BeforeValidator(_host), Takes("HOST", "a host name, an address or the directory of a Unix socket")
-    ]
-    port: ServerPort = 6432
-    pool_size: _Count = None
-    """How many cancel requests may be on their way to it; None for default_pool_size."""
+    ] = Field(description="Where it listens.")
+    port: ServerPort = Field(default=6432, description="Its port there, and part of its Unix socket's name.")
+    pool_size: _Count = Field(
+        default=None, description="How many cancel requests may be on their way to it; default_pool_size if not set."
+    )
 
 
 @dataclass(frozen=True, slots=True)

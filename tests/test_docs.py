@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config.fields import default_text
 from config.load import load
+from config.pgbouncer import WITHOUT_EFFECT
 from config.session_state import DEFAULTS, POLICIES
 from config.settings import Settings
 from pooler import hold
@@ -84,7 +85,7 @@ def test_settings_of_logins_and_tls_that_are_named_exist(document: Path) -> None
     named = set(
         re.findall(r"\b(?:auth|client_tls|server_tls|passthrough|scram|users)_\w*[a-z]\b", document.read_text())
     )
-    assert named <= Settings.model_fields.keys() | others
+    assert named <= Settings.model_fields.keys() | WITHOUT_EFFECT.keys() | others
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/operations.md"])
