@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
+from pooler.address import Address
 from pooler.credentials.credential import Credential, Md5Hash, Password
-from pooler.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt, where_is
+from pooler.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt
 from pooler.reasons import Reason
 from protocol.errors import ProtocolViolation
 from protocol.kinds import (
@@ -39,6 +40,7 @@ from protocol.messages import (
     startup,
     text_of,
 )
+from protocol.question import Findings
 from protocol.scram import (
     END_POINT,
     MECHANISM,
@@ -75,7 +77,7 @@ class Target(NamedTuple):
     """Where to connect, as whom, and how."""
 
     host: str
-    """A name or an address; a path is the directory of a Unix socket."""
+    """As in Address."""
     port: int
     user: str
     database: str
@@ -84,6 +86,13 @@ class Target(NamedTuple):
     """None = without."""
     channel_binding: str = "prefer"
     """Whether a proof has to be bound to the TLS connection: disable, prefer or require."""
+    ip: str = ""
+    """As in Address."""
+
+    @property
+    def address(self) -> Address:
+        """Where to connect."""
+        return Address(self.host, self.port, self.ip)
 
     def __repr__(self) -> str:
         return f"Target({self.user}@{self.host}:{self.port}/{self.database})"
@@ -99,8 +108,12 @@ class Login(NamedTuple):
     parameters: Mapping[str, str]
     proof: Credential | None = None
     """The least that answers what was asked of us; None = nothing was."""
-    peer: tuple[str, int] = ("", 0)
+    peer: Address = Address("", 0)
     """Where it leads, and where a CancelRequest for it goes."""
+    left: Findings | None = None
+    """What connect_query has left in the session; None = it was not run."""
+    objection: ErrorFields | None = None
+    """What Postgres has said against connect_query."""
 
     @property
     def welcome(self) -> bytes:
@@ -114,7 +127,7 @@ async def log_in(target: Target, parameters: Mapping[str, str], timeout_s: float
         async with asyncio.timeout(timeout_s or None):
             return await _log_in_by_mode(target, parameters)
     except TimeoutError:
-        message = f"no login at {where_is(target.host, target.port)} within {timeout_s:g} s"
+        message = f"no login at {target.address} within {timeout_s:g} s"
         raise ConnectFailedError(Reason.SERVER_CONNECT_TIMEOUT, message) from None
 
 
@@ -124,7 +137,7 @@ async def _log_in_by_mode(target: Target, parameters: Mapping[str, str]) -> Logi
     https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-SSLMODE-STATEMENTS. Other than in libpq, who has
     been asked for a password is not tried again: a wrong one would go out in clear because it is wrong.
     """
-    tls = None if target.host.startswith("/") else target.tls
+    tls = None if target.address.local else target.tls
     if tls is None or tls.mode not in ("allow", "prefer"):
         return await _attempt(target, parameters, tls)
     first, second = (None, tls) if tls.mode == "allow" else (tls, None)
@@ -149,9 +162,9 @@ def _depends_on_encryption(failure: ConnectFailedError | LoginRefusedError) -> b
 async def _attempt(target: Target, parameters: Mapping[str, str], tls: ServerTls | None) -> Login:
     """Log in over one connection."""
     try:
-        conversation = await dial(target.host, target.port)
+        conversation = await dial(*target.address)
     except OSError as error:
-        why = f"can't connect to {where_is(target.host, target.port)}: {error.strerror or error}"
+        why = f"can't connect to {target.address}: {error.strerror or error}"
         raise ConnectFailedError(Reason.SERVER_CONNECT_FAILED, why) from None
     try:
         if tls is not None:
@@ -161,8 +174,16 @@ async def _attempt(target: Target, parameters: Mapping[str, str], tls: ServerTls
         conversation.transport.abort()
         raise
     if tls is not None and conversation.tls is not None:
-        tls.remember(conversation.tls)
+        tls.remember(target.host, conversation.tls)
     return login
+
+
+def reported(payload: bytes) -> tuple[str, str]:
+    """Read a ParameterStatus."""
+    fields = payload.split(b"\0")
+    if len(fields) != 3:
+        raise ProtocolViolation("malformed ParameterStatus")
+    return text_of(fields[0]), text_of(fields[1])
 
 
 class _Dialogue:
@@ -307,16 +328,13 @@ class _Dialogue:
         while True:
             kind, payload = await self._next()
             if kind == PARAMETER_STATUS:
-                fields = payload.split(b"\0")
-                if len(fields) != 3:
-                    raise ProtocolViolation("malformed ParameterStatus")
-                parameters[text_of(fields[0])] = text_of(fields[1])
+                name, value = reported(payload)
+                parameters[name] = value
             elif kind == BACKEND_KEY_DATA:
                 key = payload
             elif kind == READY_FOR_QUERY and len(payload) == 1:
                 if self._conversation.unread:
                     raise ProtocolViolation("data after the greeting that nobody has asked for")
-                peer = self._target.host, self._target.port
-                return Login(self._conversation.transport, key, parameters, self._proof, peer)
+                return Login(self._conversation.transport, key, parameters, self._proof, self._target.address)
             else:
                 raise ProtocolViolation(f"message type {chr(kind)!r} in the greeting")

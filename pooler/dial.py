@@ -8,6 +8,7 @@ import ssl
 from typing import Final, cast, final
 
 from config.tls import SslMode
+from pooler.address import Address
 from pooler.reasons import Reason
 from pooler.tls.connection import HandshakeError, TlsConnection, secure
 from pooler.tls.contexts import ALPN
@@ -40,13 +41,15 @@ class ServerTls:
         self.mode = mode
         self.direct = direct
         self.identity = identity
-        self._session: ssl.SSLSession | None = None
-        self._session_of: ssl.SSLContext | None = None
+        self._sessions: dict[str, tuple[ssl.SSLContext, ssl.SSLSession]] = {}
+        """The newest of each host."""
 
     async def secure(self, host: str, conversation: "Conversation") -> None:
         """Encrypt the conversation from here on. Raises NoTlsError."""
         context = self.identity.context
-        session = self._session if context is self._session_of else None
+        made_by, session = self._sessions.get(host, (None, None))
+        if made_by is not context:
+            session = None
         try:
             connection = await secure(conversation.transport, conversation, context, host, session)
         except HandshakeError as error:
@@ -55,9 +58,10 @@ class ServerTls:
         if self.direct and connection.ssl.selected_alpn_protocol() != ALPN:
             raise NoTlsError(f"{host} speaks TLS, but not Postgres directly within it (Postgres 17 does)")
 
-    def remember(self, connection: TlsConnection) -> None:
-        """Resume the session of this connection with the next, if the server lets us."""
-        self._session, self._session_of = connection.ssl.session, connection.ssl.context
+    def remember(self, host: str, connection: TlsConnection) -> None:
+        """Resume the session of this connection with the next to the same host, if the server lets us."""
+        if connection.ssl.session is not None:
+            self._sessions[host] = connection.ssl.context, connection.ssl.session
 
 
 @final
@@ -129,20 +133,14 @@ class Conversation(asyncio.Protocol):
             await self._arrived.wait()
 
 
-def where_is(host: str, port: int) -> str:
-    """Return the address of a Postgres as one would write it; `host` may be the directory of a Unix socket."""
-    if host.startswith("/"):
-        return f"{host}/.s.PGSQL.{port}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def dial(host: str, port: int) -> Conversation:
-    """Connect over TCP, or over the Unix socket in the directory `host`. Raises OSError."""
+async def dial(host: str, port: int, ip: str = "") -> Conversation:
+    """Connect to an Address. Raises OSError."""
+    address = Address(host, port, ip)
     loop = asyncio.get_running_loop()
-    if host.startswith("/"):
-        _, conversation = await loop.create_unix_connection(Conversation, where_is(host, port))
+    if address.local:
+        _, conversation = await loop.create_unix_connection(Conversation, address.socket_path)
     else:
-        _, conversation = await loop.create_connection(Conversation, host, port)
+        _, conversation = await loop.create_connection(Conversation, ip or host, port)
     return conversation
 
 

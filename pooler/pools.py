@@ -7,8 +7,9 @@ succeed is told to the clients at once, in Postgres's words.
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final, cast
 
 from config.databases import FALLBACK
@@ -43,6 +44,8 @@ _AUTHENTICATION_FAILED: Final = frozenset(("28000", "28P01"))
 """SQLSTATEs of a refusal that may be over with another password."""
 FIRST_RETRY_S: Final = 0.1
 """The pause after the first failed attempt; it doubles up to server_login_retry, give or take a quarter."""
+
+_NO_PARAMETERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 ServerPool = Pool[ServerSession]
 
@@ -114,6 +117,8 @@ class Pools:
         self._ledger = ledger
         self._now = now
         self._profiles = Profiles()
+        self.watchers: set[Callable[[], None]] = set()
+        """To be called when a connection has ended, or a pause."""
         self._pools: dict[tuple[str, str], ServerPool] = {}
         """By user at Postgres, and database."""
         self._routes: dict[tuple[str, str], ServerPool] = {}
@@ -175,7 +180,8 @@ class Pools:
         self._pools[terms.user, terms.database] = pool
         self._places[pool] = _Place(terms, self._new_sharing(terms))
         self._measure(pool, terms)
-        pool.paused = state.paused
+        pool.paused = self.databases.is_paused(terms.database)
+        pool.on_loss = self._lost_one
         return pool
 
     def _measure(self, pool: ServerPool, terms: Terms) -> None:
@@ -274,6 +280,23 @@ class Pools:
         for server in list(pool.servers):
             server.retire(Reason.RECONNECT)
 
+    def pause(self, pool: ServerPool) -> None:
+        """Lend and open nothing until resume(), and close every connection as soon as it comes back."""
+        pool.paused = True
+        pool.era += 1
+        for server in list(pool.servers):
+            server.retire(Reason.PAUSED)
+
+    def resume(self, pool: ServerPool) -> None:
+        """Lend and open again."""
+        pool.paused = False
+        self._lost_one()
+        pool.grow(self._now())
+
+    def _lost_one(self) -> None:
+        for watcher in list(self.watchers):
+            watcher()
+
     def sweep(self, used: Callable[[ServerPool], bool], now: float) -> None:
         """Forget pools without clients: those of databases that are gone, of another mode, and those long unused."""
         idle_timeout = self._settings.pool_idle_timeout
@@ -310,7 +333,7 @@ class Pools:
         except ConnectFailedError as failure:
             self._failed(pool, failure)
         except SourceFailedError as failure:
-            self._failed(pool, ConnectFailedError(Reason.SERVER_PASSWORD_FAILED, str(failure)))
+            self._failed(pool, _as_failure(failure))
         except LoginRefusedError as refusal:
             self._refused(pool, refusal.error)
         except BaseException:
@@ -350,16 +373,35 @@ class Pools:
         terms = terms_for(self._settings, directory, name or (url.dbname if url is not None else None) or user, user)
         return _Place(terms, self._new_sharing(terms)) if terms is not None else None
 
-    async def _log_in(self, place: _Place) -> Login:
+    async def log_in_beside(self, pool: ServerPool, parameters: Mapping[str, str]) -> Login:
+        """Log in as for a connection of `pool`, with startup parameters of a client's, for that client alone.
+
+        Raises LoginRefusedError or ConnectFailedError.
+        """
+        place = self._places[pool]
+        try:
+            login = await self._log_in(place, parameters)
+            self._prepare(login.transport, local=login.peer.local)
+        except (ConnectFailedError, SourceFailedError, OSError) as failure:
+            self._note_failure(pool, _as_failure(failure))
+            raise _as_failure(failure) from None
+        except LoginRefusedError as refusal:
+            self._note_refusal(pool, refusal.error)
+            raise
+        self.upstream.answered(self._now())
+        self._tally.servers_opened += 1
+        return login
+
+    async def _log_in(self, place: _Place, parameters: Mapping[str, str] = _NO_PARAMETERS) -> Login:
         """Log in with what the vault knows; if that is refused, with what it then knows instead."""
         if place.password is not None:
-            return await self._log_in_with(place.terms, place.password)
+            return await self._log_in_with(place.terms, place.password, parameters)
         user, database = place.terms.user, place.terms.database
         credential = await self._vault.fetch(user, database)
         tried = [credential]
         while True:
             try:
-                return await self._log_in_with(place.terms, credential)
+                return await self._log_in_with(place.terms, credential, parameters)
             except LoginRefusedError as refusal:
                 # What is refused at the door is not refused for its password.
                 if refusal.at_the_door or refusal.error.sqlstate not in _AUTHENTICATION_FAILED:
@@ -369,7 +411,9 @@ class Pools:
                     raise
                 tried.append(credential)
 
-    async def _log_in_with(self, terms: Terms, credential: Credential | None) -> Login:
+    async def _log_in_with(
+        self, terms: Terms, credential: Credential | None, parameters: Mapping[str, str] = _NO_PARAMETERS
+    ) -> Login:
         endpoint = terms.endpoint
         target = Target(
             endpoint.hosts[0],
@@ -380,7 +424,8 @@ class Pools:
             self.tls,
             endpoint.channel_binding,
         )
-        return await log_in(target, dict(endpoint.parameters), self._settings.server_connect_timeout)
+        parameters = {**dict(endpoint.parameters), **parameters}
+        return await log_in(target, parameters, self._settings.server_connect_timeout)
 
     # --- connections that clients' passwords have opened
 
@@ -412,20 +457,19 @@ class Pools:
 
     def _opened(self, pool: ServerPool, login: Login) -> None:
         place = self._places[pool]
-        host, port = place.terms.endpoint.hosts[0], place.terms.endpoint.port
         now = self._now()
         try:
-            self._prepare(login.transport, host)
+            self._prepare(login.transport, local=login.peer.local)
         except OSError as error:
             login.transport.abort()
-            self._failed(pool, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
+            self._failed(pool, _as_failure(error))
             return
         server = ServerSession(
             self._next_id(),
             pool,
             login.transport,
             login.key,
-            (host, port),
+            login.peer,
             self.duties(pool.mode),
             SessionState(place.sharing, login.parameters),
         )
@@ -440,8 +484,8 @@ class Pools:
                 server=server.id,
                 user=pool.user,
                 database=pool.database,
-                host=host,
-                port=port,
+                host=login.peer.host,
+                port=login.peer.port,
                 pid=int.from_bytes(login.key[:4], "big"),
                 servers=len(pool.servers) + 1,
                 **encryption(login.transport),
@@ -450,20 +494,23 @@ class Pools:
         pool.failure = ""
         pool.opened(server, login.welcome, now)
 
-    def _prepare(self, transport: asyncio.Transport, host: str) -> None:
+    def _prepare(self, transport: asyncio.Transport, *, local: bool) -> None:
         """Set the socket's options. Raises OSError if the connection has broken right after the login."""
         if transport.is_closing():
             raise ConnectionError("the server closed the connection right after the login")
         sock: socket.socket | None = transport.get_extra_info("socket")
-        if sock is not None and not host.startswith(("/", "@")):
+        if sock is not None and not local:
             keep_alive(sock, self._settings)
 
     def _failed(self, pool: ServerPool, failure: ConnectFailedError) -> None:
-        now = self._now()
-        self._tally.servers_ended[failure.reason] += 1
-        self.upstream.failed(now, str(failure))
         pool.failure = str(failure)
         delay = self._pause(pool)
+        self._note_failure(pool, failure, delay)
+        self._retry_later(pool, self._now(), delay)
+
+    def _note_failure(self, pool: ServerPool, failure: ConnectFailedError, delay: float | None = None) -> None:
+        self._tally.servers_ended[failure.reason] += 1
+        self.upstream.failed(self._now(), str(failure))
         if self._settings.log_pooler_errors:
             self._log.warning(
                 "server_connect_failed",
@@ -471,23 +518,13 @@ class Pools:
                 user=pool.user,
                 database=pool.database,
                 error=str(failure),
-                retry_in_s=round(delay, 2),
+                retry_in_s=round(delay, 2) if delay is not None else None,
                 waiting=len(pool.waiters) + len(pool.newcomers),
             )
-        self._retry_later(pool, now, delay)
 
     def _refused(self, pool: ServerPool, error: ErrorFields) -> None:
         now = self._now()
-        self._tally.servers_ended[Reason.SERVER_REFUSED] += 1
-        self.upstream.answered(now)
-        if self._settings.log_pooler_errors:
-            self._log.warning(
-                "server_login_failed",
-                user=pool.user,
-                database=pool.database,
-                sqlstate=error.sqlstate,
-                error=error.message,
-            )
+        self._note_refusal(pool, error)
         # Those who have a server to wait for go on waiting: it was good enough for them a moment ago.
         keep = bool(pool.servers) or self.hopeful(pool.user, pool.database)
         if not keep:
@@ -497,6 +534,18 @@ class Pools:
         self._retry_later(pool, now, self._pause(pool) if keep else 0.0)
         if not pool.welcome and not pool.in_use and not pool.opening:
             self._forget(pool)
+
+    def _note_refusal(self, pool: ServerPool, error: ErrorFields) -> None:
+        self._tally.servers_ended[Reason.SERVER_REFUSED] += 1
+        self.upstream.answered(self._now())
+        if self._settings.log_pooler_errors:
+            self._log.warning(
+                "server_login_failed",
+                user=pool.user,
+                database=pool.database,
+                sqlstate=error.sqlstate,
+                error=error.message,
+            )
 
     def _pause(self, pool: ServerPool) -> float:
         longest = self._settings.server_login_retry
@@ -540,3 +589,11 @@ def _password_of(terms: Terms) -> Password | None:
 def _size(size: int | Percent) -> int:
     """Return a number of connections; of a share, one until it is known of how many."""
     return 1 if isinstance(size, Percent) else size
+
+
+def _as_failure(error: ConnectFailedError | SourceFailedError | OSError) -> ConnectFailedError:
+    """Return what any of these means for whoever waits for a connection."""
+    if isinstance(error, ConnectFailedError):
+        return error
+    password = isinstance(error, SourceFailedError)
+    return ConnectFailedError(Reason.SERVER_PASSWORD_FAILED if password else Reason.SERVER_CONNECT_FAILED, str(error))

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, final
 
+from pooler.address import Address
 from pooler.hold import (
     AHEAD,
     ASK,
@@ -128,7 +129,7 @@ class ServerSession(asyncio.Protocol):
         pool: "Pool[ServerSession]",
         transport: asyncio.Transport,
         key: bytes,
-        peer: tuple[str, int],
+        peer: Address,
         duties: ServerDuties,
         state: SessionState,
     ) -> None:

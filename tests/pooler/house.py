@@ -9,6 +9,7 @@ from struct import pack
 import structlog
 
 from config.session_state import DEFAULTS, StatePolicies
+from pooler.address import Address
 from pooler.client import ClientDuties, ClientSession
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
@@ -24,7 +25,7 @@ from tests.protocol.model import message
 from tests.support.transport import MockTransport
 
 MAX_PACKET = 1 << 30
-PEER = ("127.0.0.1", 5432)
+PEER = Address("127.0.0.1", 5432)
 READY = message("Z", b"I")
 WELCOME = message("S", b"application_name\0known\0")
 LOGIN = Startup("alice", "shop", 0, negotiate=False, unknown_options=[], parameters={})

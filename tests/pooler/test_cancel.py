@@ -25,7 +25,7 @@ async def office(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Office]:
     opened: list[MockTransport] = []
     complaints: list[str] = []
 
-    async def dial(host: str, port: int) -> Conversation:
+    async def dial(host: str, port: int, ip: str) -> Conversation:
         await asyncio.sleep(0)
         conversation = Conversation()
         opened.append(MockTransport(conversation))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pooler.address import Address
 from pooler.client import ClientSession
 from pooler.reasons import Reason
 from pooler.server import ServerSession
@@ -250,7 +251,7 @@ def test_a_waiting_client_that_asks_for_nothing_does_not_wear_out_a_retired_serv
 def _server_to_be_retired(house: House) -> tuple[ServerSession, MockTransport]:
     transport = MockTransport()
     server = ServerSession(
-        99, house.pool, transport, b"key", ("localhost", 1), house.server_duties, house.session_state()
+        99, house.pool, transport, b"key", Address("localhost", 1), house.server_duties, house.session_state()
     )
     transport.protocol = server
     server.retire_after_use(Reason.SERVER_LIFETIME)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from struct import unpack_from
 
+from pooler.address import Address
 from pooler.client import PENDING_LIMIT, ClientDuties, ClientSession
 from pooler.hold import CANCELLING
 from pooler.pool import Pool
@@ -373,7 +374,7 @@ class World:
         transport = MockTransport(slow_peer=True)
         id_ = next(self.ids)
         session = ServerSession(
-            id_, self.pool, transport, b"k%d" % id_, ("h", 1), self.server_duties, SessionState(self.sharing, {})
+            id_, self.pool, transport, b"k%d" % id_, Address("h", 1), self.server_duties, SessionState(self.sharing, {})
         )
         transport.protocol = session
         if self.rng.randrange(12) == 0:
