@@ -45,6 +45,8 @@ class Databases:
     def __init__(self, current: Current, now: Callable[[], float]) -> None:
         self._current = current
         self._now = now
+        self.paused = False
+        """All of them are (PAUSE without a name)."""
         self._known: dict[str, DatabaseState] = {}
         self.apply()
 
@@ -61,6 +63,11 @@ class Databases:
     def known(self, name: str) -> DatabaseState | None:
         """Return a database that has an entry or was asked for before."""
         return self._known.get(name)
+
+    def is_paused(self, name: str) -> bool:
+        """Tell whether a database is, by itself or with all others."""
+        database = self._known.get(name)
+        return self.paused or (database is not None and database.paused)
 
     def refusal(self, name: str) -> Ending | None:
         """Say why a client can't have a database; None if it can."""

@@ -112,6 +112,7 @@ class Pool(Generic[S]):
         "min_size",
         "mode",
         "newcomers",
+        "on_loss",
         "opening",
         "paused",
         "reserve",
@@ -152,6 +153,8 @@ class Pool(Generic[S]):
         """When its servers come back; it never changes."""
         self.paused = False
         """Nothing is lent, and nothing opened."""
+        self.on_loss: Callable[[], None] = _no_matter
+        """Called when a connection, or the attempt to open one, has ended."""
         self.era = 0
         """How often all of its connections were given up: those that were begun to be opened before are, too."""
         self.size = size
@@ -297,7 +300,7 @@ class Pool(Generic[S]):
 
     def take_place(self) -> bool:
         """Count a connection that has been opened by somebody else; opened() is to follow. False if it has no place."""
-        if self._has_place():
+        if not self.paused and self._has_place():
             self._count_place()
             return True
         return False
@@ -367,6 +370,7 @@ class Pool(Generic[S]):
         for cap in self.caps:
             for pool in cap.starving():
                 pool.grow(now)
+        self.on_loss()
 
     # --- connections that are not lent
 
@@ -420,3 +424,7 @@ class Pool(Generic[S]):
             if not server.retired:
                 server.make_room()
                 return
+
+
+def _no_matter() -> None:
+    """Nobody wants to know."""

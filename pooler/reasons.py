@@ -38,6 +38,7 @@ class Reason(StrEnum):
     SERVER_LOST = "server_lost"  # c and s: the server closed the connection, or it broke
     SERVER_VIOLATION = "server_protocol_violation"  # c and s
     SHUTDOWN = "shutdown"  # c and s
+    INTERNAL_ERROR = "internal_error"  # c: at the console, by a fault of pgfunnel's
     SERVER_CONNECT_FAILED = "server_connect_failed"  # s: refused, unreachable, or not now
     SERVER_CONNECT_TIMEOUT = "server_connect_timeout"  # s
     SERVER_TLS_FAILED = "server_tls_failed"  # s: there is no TLS, or not as it has to be
@@ -46,6 +47,7 @@ class Reason(StrEnum):
     SERVER_IDLE_TIMEOUT = "server_idle_timeout"  # s
     POOL_IDLE_TIMEOUT = "pool_idle_timeout"  # s: no client has been in its pool for that long
     RECONNECT = "reconnect"  # s: by RECONNECT on the console, or a reload has changed where it leads
+    PAUSED = "paused"  # s: by PAUSE or KILL on the console
     SERVER_CHECK_FAILED = "server_check_failed"  # s
     SERVER_RESET_FAILED = "server_reset_failed"  # s
     SERVER_UNCLEAN = "server_unclean"  # s: its client left it in a state that could not be undone
