@@ -12,6 +12,7 @@ from typing import Final
 from config.load import Loaded
 from config.pools import PoolMode
 from config.settings import Settings
+from config.timeouts import EMPTY_QUERY
 from config.terms import most_clients_of_database, most_clients_of_user
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.gate import Gate
@@ -32,6 +33,7 @@ from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties, TlsOffer
 from pooler.metrics import Figures
+from pooler.peers import Peers
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.report import Report
@@ -133,7 +135,10 @@ class Parts:
 
     def _make_pools(self, settings: Settings) -> None:
         server_tls = self._server_tls(settings)
-        self.canceller = Canceller(self.clients, settings.cancel_wait_timeout, self.report.cancel_failed, server_tls)
+        self.peers = Peers(self.current, self.report.forward_failed)
+        self.canceller = Canceller(
+            self.clients, settings.cancel_wait_timeout, self.report.cancel_failed, server_tls, self.peers
+        )
         self.vault = Vault(self.current.loaded.credentials, sourced_passwords(settings, self.now), self.now)
         self.vault.brought.needed = self.report.has_clients
         self.pools = Pools(
@@ -187,6 +192,7 @@ class Parts:
             left=self.report.login_left,
             joined=self.report.client_joined,
             cancel=self._cancel,
+            new_key=self.canceller.new_key,
             pool_of=self._pool_of,
             fittings=Fittings(self.pools.sharing_of, self.now),
             linger=self.linger,
@@ -227,8 +233,8 @@ class Parts:
             cancel=self.canceller.cancel_server,
             ended=self.report.server_ended,
             now=self.now,
-            check_query=settings.server_check_query,
-            check_always=not settings.server_check_delay,
+            check_query="" if settings.server_check_query == EMPTY_QUERY else settings.server_check_query,
+            check_always=bool(settings.server_check_query) and not settings.server_check_delay,
             reset_query=settings.server_reset_query if resets else "",
             session_mode=mode == "session",
             statement_mode=mode == "statement",

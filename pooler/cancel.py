@@ -2,14 +2,18 @@
 
 Postgres closes the connection that brought a CancelRequest after it has signalled the backend. Only then is it
 settled that the signal can't hit what the server connection is used for next, so until then it is not lent on.
+What is for a client of another process goes there.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
+from struct import Struct
 from typing import Final
 
 from pooler.client import Clients
 from pooler.dial import ConnectFailedError, ServerTls, dial, encrypt
+from pooler.peers import Peers, as_given_out, key_for_peers
 from pooler.reasons import Reason
 from pooler.server import ServerSession
 from pooler.tls.connection import TlsConnection
@@ -21,6 +25,8 @@ become a storm of connections that Postgres has to fork for."""
 CLOSE_S: Final = 1.0
 """How long the cancels for what nobody waits for any more may take at a shutdown."""
 
+_process_id = Struct("!I").pack
+
 
 class Canceller:
     """Sends CancelRequests to Postgres, a bounded number at a time."""
@@ -31,28 +37,46 @@ class Canceller:
         timeout_s: float,
         on_failure: Callable[[ServerSession, str], None],
         tls: ServerTls | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """`timeout_s` bounds how long a cancel may wait and take (cancel_wait_timeout; 0 = no limit).
 
         `tls` is for cancels of what is encrypted: who could read one could cancel on and on.
         """
         self._clients = clients
+        self._peers = peers
         self.tls = tls
         self.timeout_s = timeout_s
         self._on_failure = on_failure
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
         self._under_way: dict[ServerSession, asyncio.Task[None]] = {}
 
+    def new_key(self, client: int, secret_size: int) -> bytes:
+        """Return a key for a new client: a process id and a secret.
+
+        Without peers the process id, which drivers show, is the `client` of our log.
+        """
+        if self._peers is None or not self._peers.own_id:
+            return _process_id(client & 0x7FFFFFFF) + os.urandom(secret_size)
+        while (key := key_for_peers(self._peers.own_id, 4 + secret_size)) in self._clients:
+            pass
+        return key
+
     def cancel_client(self, key: bytes, done: Callable[[], None]) -> None:
         """Cancel what the client with `key` is doing, if there is one and it is doing anything; then call `done`."""
+        task = None
         client = self._clients.get(key)
+        if client is None and self._peers is not None and self._peers.own_id:
+            client = self._clients.get(as_given_out(key))
+            task = self._peers.forward(key) if client is None else None
         if client is not None and client.waiting:
             client.cancel_waiting()
         elif client is not None and (server := client.server) is not None and _runs_for_its_client(server):
             task = self.cancel_server(server)
+        if task is not None:
             task.add_done_callback(lambda _: done())
-            return
-        done()
+        else:
+            done()
 
     def cancel_server(self, server: ServerSession) -> asyncio.Task[None]:
         """Cancel what runs on `server`; what has been sent already counts for whoever asks again."""
@@ -102,6 +126,8 @@ class Canceller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._peers is not None:
+            await self._peers.close()
 
 
 def _runs_for_its_client(server: ServerSession) -> bool:

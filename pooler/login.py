@@ -4,19 +4,19 @@ Costs little for whoever has not proven anything: a bounded buffer, no task, no 
 """
 
 import asyncio
-import os
 import ssl
 from collections.abc import Callable, Mapping
-from struct import Struct
 from typing import Final, NamedTuple, cast
 
 from pooler.access.candidate import Proof
 from pooler.access.gate import Gate
 from pooler.client import ClientDuties, Clients, ClientSession
+from pooler.current import Current
 from pooler.databases import CONSOLE
 from pooler.fitting import Fittings
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
+from pooler.replication import Passage, Passages
 from pooler.server import ServerSession
 from pooler.session_state.sharing import Fitted
 from pooler.tls.connection import TlsConnection, explain
@@ -33,13 +33,12 @@ from protocol.messages import (
     first_message,
     negotiate_protocol_version,
 )
-from protocol.startup import Cancel, Encryption, FirstPacket, Startup, StartupMemory
+from protocol.startup import Cancel, Encryption, FirstPacket, Replication, Startup, StartupMemory
 
 MAX_PASSWORD_SIZE: Final = 10_000
 """Bytes of a password message; the tokens that some clouds use as passwords take up to 2,000."""
 MAX_EARLY_SIZE: Final = 16 * 1024
 """Bytes. A client that sends more than this before it is its turn is not read from until then."""
-_process_id = Struct("!I").pack
 _SECRET_SIZE: Final = 4
 _LONG_SECRET_SIZE: Final = 32  # protocol 3.2 and later
 
@@ -52,11 +51,10 @@ _TLS_REQUIRED: Final = Ending(
     "connection requires TLS (client_tls_sslmode)",
     hint="Set sslmode=require, or what your driver calls it.",
 )
-_NO_REPLICATION: Final = Ending(
+_NO_SIMPLE_QUERIES: Final = Ending(
     Reason.LOGIN_REFUSED,
     "0A000",
-    "replication connections are not pooled",
-    hint="Connect to Postgres itself for replication.",
+    "replication takes simple queries, and these are not allowed (disable_pqexec)",
 )
 
 
@@ -77,13 +75,17 @@ class LoginDuties(NamedTuple):
     """It has said who it is: go_on() is called once there is a place for it."""
     left: "Callable[[ClientLogin, Ending | None], None]"
     """It has become a session (None), or has ended: forget it, log and count."""
-    joined: "Callable[[ClientSession, ClientLogin], None]"
+    joined: "Callable[[ClientSession | Passage, ClientLogin], None]"
     """Log and count."""
     cancel: Callable[[bytes, Callable[[], None]], None]
     """Cancel what the client with this cancel key is doing, and call back."""
+    new_key: Callable[[int, int], bytes]
+    """Make a cancel key for a client's id, with a secret of so many bytes."""
     pool_of: "Callable[[str, str], Pool[ServerSession] | Ending]"
     """The pool of a user and a database, or why there is none."""
     fittings: Fittings
+    passages: Passages
+    current: Current
     linger: Callable[[asyncio.Transport], None]
     turn_away: Callable[[asyncio.Transport, bytes], None]
     """Tell those whose login has failed so, when they have waited for it."""
@@ -174,6 +176,10 @@ class ClientLogin(asyncio.Protocol):
     def at_console(self) -> bool:
         """It wants the console, and no database."""
         return self.startup.database in CONSOLE
+
+    @property
+    def _replicates(self) -> bool:
+        return self.startup.replication is not Replication.NONE
 
     @property
     def asked(self) -> bool:
@@ -331,8 +337,8 @@ class ClientLogin(asyncio.Protocol):
         if self.ended:
             return
         startup = self.startup
-        if startup.parameters.get("replication", "off").lower() not in ("off", "false", "no", "0"):
-            self.end(_NO_REPLICATION)
+        if self._replicates and self._duties.current.settings.disable_pqexec:
+            self.end(_NO_SIMPLE_QUERIES)
             return
         if startup.negotiate:
             self.transport.write(negotiate_protocol_version(startup.minor, startup.unknown_options))
@@ -375,6 +381,10 @@ class ClientLogin(asyncio.Protocol):
             return
         self._stage = _POOL
         pool = self._pool = found
+        if self._replicates:
+            self.transport.write(out)
+            self._duties.passages.begin(self, pool, self.startup.parameters)
+            return
         settings = self.startup.settings
         if settings:
             fitted = self._duties.fittings.find(pool, settings)
@@ -420,10 +430,19 @@ class ClientLogin(asyncio.Protocol):
             self.transport.resume_reading()
             session.data_received(self._buffer)
 
+    def pass_on(self, passage: Passage, welcome: bytes) -> None:
+        """See replication.Guest."""
+        duties = self._duties
+        key = self._new_key()
+        self.transport.write(b"".join((AUTHENTICATION_OK, welcome, backend_key_data(key), READY_IDLE)))
+        self.ended = True
+        duties.left(self, None)
+        duties.joined(passage, self)
+        passage.begin(key, self._buffer)
+
     def _new_key(self) -> bytes:
-        """Return a process id and a secret. The process id, which drivers show, is the `client` of our log."""
-        secret = _SECRET_SIZE if self.startup.minor < LONG_KEYS_MINOR else _LONG_SECRET_SIZE
-        return _process_id(self.id & 0x7FFFFFFF) + os.urandom(secret)
+        secret_size = _SECRET_SIZE if self.startup.minor < LONG_KEYS_MINOR else _LONG_SECRET_SIZE
+        return self._duties.new_key(self.id, secret_size)
 
     # --- the end
 
@@ -443,7 +462,9 @@ class ClientLogin(asyncio.Protocol):
             self._duties.tls.handshakes.done(self, ending.reason.value if ending is not None else "")
         if self._stage == _POOL:
             self._pool.newcomers.pop(self, None)
-            if self.startup.settings:
+            if self._replicates:
+                self._duties.passages.leave(self)
+            elif self.startup.settings:
                 self._duties.fittings.leave(self._pool, self.startup.settings, self)
         self._duties.left(self, ending)
 

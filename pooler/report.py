@@ -68,7 +68,7 @@ class Report:
                 rule=login.rule or None,
             )
 
-    def client_joined(self, session: ClientSession, login: ClientLogin) -> None:
+    def client_joined(self, session: ClientSession | Passage, login: ClientLogin) -> None:
         """A client has logged in."""
         startup = login.startup
         self._tally.logins += 1
@@ -89,6 +89,9 @@ class Report:
     def client_ended(self, session: ClientSession, ending: Ending) -> None:
         """A client that was logged in has gone, or was sent away."""
         del self._clients[session.key]
+        self._client_gone(session, ending)
+
+    def _client_gone(self, session: ClientSession | Passage, ending: Ending) -> None:
         startup = session.login
         _take_one(self._logged_in, (startup.user, startup.database))
         _take_one(self.clients_of, session.pool)
@@ -99,7 +102,7 @@ class Report:
         elif self._current.settings.log_disconnections:
             self._log_client_end(session, ending, self._log.info)
 
-    def _log_client_end(self, session: ClientSession, ending: Ending, write: Callable[..., None]) -> None:
+    def _log_client_end(self, session: ClientSession | Passage, ending: Ending, write: Callable[..., None]) -> None:
         write(
             "client_closed",
             client=session.id,
@@ -113,6 +116,33 @@ class Report:
         self._tally.clients_ended[ending.reason] += 1
         if ending.sqlstate:
             self._tally.errors_sent[ending.sqlstate] += 1
+
+    # --- replication
+
+    def passage_joined(self, passage: Passage, login: ClientLogin) -> None:
+        """A client that replicates has got a server connection of its own."""
+        self.client_joined(passage, login)
+        if self._current.settings.log_connections:
+            peer = passage.server.peer
+            self._log.info(
+                "server_login",
+                server=passage.server_id,
+                user=passage.pool.user,
+                database=passage.pool.database,
+                host=peer.host,
+                port=peer.port,
+                pid=int.from_bytes(passage.server.key[:4], "big"),
+                replication=passage.kind.value,
+                client=passage.id,
+                **encryption(passage.server.transport),
+            )
+
+    def passage_ended(self, passage: Passage, ending: Ending) -> None:
+        """Such a client has gone, and its server connection with it."""
+        self._client_gone(passage, ending)
+        by_client = ending.reason in (Reason.CLIENT_QUIT, Reason.CLIENT_GONE, Reason.CLIENT_VIOLATION)
+        reason = Reason.REPLICATION_OVER if by_client else ending.reason
+        self._server_gone(passage.server_id, passage.pool, passage.connected_at, reason)
 
     # --- servers
 
@@ -134,6 +164,12 @@ class Report:
         self._tally.cancels_failed += 1
         if self._current.settings.log_pooler_errors:
             self._log.warning("cancel_failed", server=server.id, error=message)
+
+    def forward_failed(self, peer_id: int, message: str) -> None:
+        """A cancel request has not reached the peer that it is for, or that is not known."""
+        self._tally.cancels_failed += 1
+        if self._current.settings.log_pooler_errors:
+            self._log.warning("cancel_not_forwarded", peer=peer_id, error=message)
 
 
 def address_of(transport: asyncio.Transport) -> str:

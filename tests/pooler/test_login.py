@@ -11,6 +11,7 @@ from config.access import Access
 from config.authentication import AuthType
 from pooler.access.gate import Gate
 from pooler.access.throttle import Throttle
+from pooler.cancel import Canceller
 from pooler.client import ClientSession
 from pooler.fitting import Fittings
 from pooler.lobby import Lobby
@@ -46,6 +47,7 @@ class Door:
             left=self._left,
             joined=lambda session, _: self.joined.append(session),
             cancel=lambda key, done: self.cancels.append((key, done)),
+            new_key=Canceller(self.clients, 0.0, lambda *_: None).new_key,
             pool_of=lambda *_: self.house.pool,
             fittings=Fittings(lambda _: self.house.sharing, self.house.now),
             linger=self._linger,
