@@ -14,10 +14,9 @@ from config.ini import Ini
 from config.percent import Percent
 from config.settings import Settings
 from config.sources import Given, Reading, Source, unknown
+from config.timeouts import EMPTY_QUERY
 
 PLACE_OF_DEFAULTS: Final = "PgBouncer's default"
-_EMPTY_QUERY: Final = "<empty>"
-"""How PgBouncer writes a server_check_query that is an empty query."""
 
 DEFAULTS: Final = {
     "admin_users": "",
@@ -83,7 +82,7 @@ DEFAULTS: Final = {
     "sbuf_loopcnt": "5",
     "scram_iterations": "4096",
     "server_check_delay": "30",
-    "server_check_query": _EMPTY_QUERY,
+    "server_check_query": EMPTY_QUERY,
     "server_connect_timeout": "15",
     "server_fast_close": "0",
     "server_idle_timeout": "600",
@@ -197,7 +196,7 @@ def plain(name: str, text: str) -> object:
     if takes(setting).metavar == "FILE":
         # Path has such a method too, which raises where there is no such home.
         return os.path.expanduser(text)  # noqa: PTH111
-    return "" if name == "server_check_query" and text == _EMPTY_QUERY else text
+    return text
 
 
 def _whole_number(text: str) -> int | str:

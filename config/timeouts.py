@@ -1,8 +1,13 @@
 """The settings of time: how long things may take, and how long what is known of names holds."""
 
+from typing import Final
+
 from pydantic import BaseModel, Field
 
 from config.fields import Boolean, File, Seconds, Text
+
+EMPTY_QUERY: Final = "<empty>"
+"""How an empty query is written where nothing means no query."""
 
 
 class Timeouts(BaseModel):
@@ -21,7 +26,9 @@ class Timeouts(BaseModel):
         "before it is lent; 0 checks it every time.",
     )
     server_check_query: Text = Field(
-        default="", description="Query that proves a server connection to work; empty for an empty query."
+        default=EMPTY_QUERY,
+        description=f"Query that proves a server connection to work; {EMPTY_QUERY} for an empty query, and empty for no "
+        "such proof.",
     )
     server_fast_close: Boolean = Field(
         default=False,

@@ -248,7 +248,7 @@ class Janitor:
         above_minimum = len(pool.servers) > pool.min_size
         if settings.server_idle_timeout and idle >= settings.server_idle_timeout and above_minimum:
             server.retire(Reason.SERVER_IDLE_TIMEOUT)
-        elif idle >= settings.server_check_delay:
+        elif settings.server_check_query and idle >= settings.server_check_delay:
             pool.make_stale(server)
 
 

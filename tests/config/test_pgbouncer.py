@@ -79,7 +79,7 @@ def test_a_setting_knows_its_file_and_line(path: Path) -> None:
         ("server_round_robin = off", "off"),
         ("pool_mode = Session", "session"),
         ("unix_socket_mode = 0770", "0770"),
-        ("server_check_query = <empty>", ""),
+        ("server_check_query = <empty>", "<empty>"),
         ("server_check_query = select 1", "select 1"),
         ("auth_file = ~/users.txt", "/home/app/users.txt"),
         ("listen_addr = a, b", "a, b"),
@@ -128,7 +128,7 @@ def test_pgbouncers_defaults_are_possible_here() -> None:
     )
     assert (settings.pool_mode, settings.default_pool_size, settings.auth_type) == ("session", 20, "md5")
     assert (settings.listen_addr, str(settings.unix_socket_dir), settings.max_client_conn) == ((), "/tmp", 100)
-    assert settings.server_check_query == ""
+    assert settings.server_check_query == "<empty>"
 
 
 def test_our_documentation_is_right_about_pgbouncers_defaults() -> None:
