@@ -89,7 +89,7 @@ def own_postgres() -> Iterator[EmbeddedPostgres]:
 def pgfunnel() -> Iterator[StartPgfunnel]:
     """Let the test start pgfunnels, such as `pgfunnel(url, default_pool_size=3)`; stop and check them."""
     with ExitStack() as running:
-        yield lambda upstream, **settings: running.enter_context(Pgfunnel(upstream, **settings))
+        yield lambda upstream="", **settings: running.enter_context(Pgfunnel(upstream, **settings))
 
 
 @pytest.fixture

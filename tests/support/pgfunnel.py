@@ -38,8 +38,9 @@ PIDFD_GETFD: Final = 438  # the system call's number on Linux, for which Python 
 class Pgfunnel:
     """One pgfunnel in front of `upstream`. Settings are given by their names: default_pool_size=3.
 
-    `userlist` are the users and secrets of an auth_file, `toml` is the text of a --config file, `open_files` are
-    limits as prlimit takes them: "300", or "100:300" for the soft and the hard one.
+    `userlist` are the users and secrets of an auth_file, `toml` is the text of a --config file, `ini` that of a
+    pgbouncer.ini; either may be rewritten in `config_file` while it runs, and makes an upstream ("" for none) needless.
+    `open_files` are limits as prlimit takes them: "300", or "100:300" for the soft and the hard one.
     """
 
     command: tuple[str, ...] = (sys.executable, "-m", "pooler.main")
@@ -47,10 +48,11 @@ class Pgfunnel:
 
     def __init__(
         self,
-        upstream: str,
+        upstream: str = "",
         *,
         userlist: dict[str, str] | None = None,
         toml: str = "",
+        ini: str = "",
         open_files: str | None = None,
         **settings: Setting,
     ) -> None:
@@ -58,14 +60,22 @@ class Pgfunnel:
         self.log: list[str] = []
         self._directory = tempfile.TemporaryDirectory(prefix="pgfunnel-test-")
         # Logins that fail on purpose have nothing to wait for.
-        defaults: dict[str, Setting] = {"upstream": upstream, "auth_type": "trust", "login_failure_delay": 0}
+        defaults: dict[str, Setting] = {"auth_type": "trust", "login_failure_delay": 0}
+        if upstream:
+            defaults["upstream"] = upstream
         ports: dict[str, Setting] = {"listen_port": self.port, "metrics_port": self.metrics_port}
         files: dict[str, Setting] = {}
         if userlist is not None:
             lines = (f"{_quoted(user)} {_quoted(secret)}\n" for user, secret in userlist.items())
             files["auth_file"] = self._file("userlist.txt", "".join(lines))
+        self.config_file: Path | None = None
         if toml:
-            files["config"] = self._file("pgfunnel.toml", toml)
+            self.config_file = Path(self._file("pgfunnel.toml", toml))
+            files["config"] = str(self.config_file)
+        self._file_arguments: list[str] = []
+        if ini:
+            self._file_arguments = [self._file("pgbouncer.ini", ini)]
+            self.config_file = Path(self._file_arguments[0])
         self.settings = {**defaults, **ports, **files, **settings}
         self._open_files = open_files
         self._logged = threading.Condition()
@@ -100,7 +110,7 @@ class Pgfunnel:
     def launch(self) -> None:
         """Start it without waiting."""
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
-        command = [*self.command, *arguments]
+        command = [*self.command, *self._file_arguments, *arguments]
         if self._open_files is not None:
             command = ["prlimit", f"--nofile={self._open_files}", *command]
         self.process = subprocess.Popen(
