@@ -50,6 +50,7 @@ class Canceller:
         self._on_failure = on_failure
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
         self._under_way: dict[ServerSession, asyncio.Task[None]] = {}
+        self._sent: set[ServerSession] = set()
 
     def new_key(self, client: int, secret_size: int) -> bytes:
         """Return a key for a new client: a process id and a secret.
@@ -78,6 +79,11 @@ class Canceller:
         else:
             done()
 
+    @property
+    def under_way(self) -> dict[ServerSession, bool]:
+        """The servers on which something is being cancelled, and whether Postgres has been sent that yet."""
+        return {server: server in self._sent for server in self._under_way}
+
     def cancel_server(self, server: ServerSession) -> asyncio.Task[None]:
         """Cancel what runs on `server`; what has been sent already counts for whoever asks again."""
         task = self._under_way.get(server)
@@ -98,6 +104,7 @@ class Canceller:
             self._on_failure(server, str(error))
         finally:
             del self._under_way[server]
+            self._sent.discard(server)
             if errand.sent and not errand.confirmed:
                 server.retire(Reason.CANCEL_UNCONFIRMED)  # the signal may still come
             server.cancel_settled()
@@ -112,6 +119,7 @@ class Canceller:
                 await encrypt(conversation, server.peer[0], self.tls)
             if not server.exchange.quiet:
                 errand.sent = True
+                self._sent.add(server)
                 conversation.transport.write(cancel_request(server.key))
                 await conversation.until_lost()
                 errand.confirmed = True

@@ -6,6 +6,7 @@ what is the sessions' affair. Source: PostgreSQL documentation, "Extended Query"
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final, final
 
@@ -128,6 +129,10 @@ class Library:
                 self.plain[body] = statement
         for statement in self._dialects.values():
             statement.plain = self.is_plain(statement.verdict) and not watch_all
+
+    def __iter__(self) -> Iterator[Statement]:
+        """Return those that are known, in all dialects."""
+        return iter([*self._known.values(), *self._dialects.values()])
 
     @property
     def count(self) -> int:
@@ -276,6 +281,9 @@ class ServerStatements:
 
     def __len__(self) -> int:
         return len(self._copies)
+
+    def __iter__(self) -> Iterator[Statement]:
+        return iter(list(self._copies))
 
     def use(self, statement: Statement, run: object) -> bytes:
         """Return the name that the server has it under; empty if it is not there, or not fit for use in `run`."""

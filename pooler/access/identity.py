@@ -25,8 +25,8 @@ def name_in_certificate(candidate: Candidate) -> str:
     return names[0]
 
 
-def system_user(candidate: Candidate) -> str:
-    """Return the name of the user whose process is at the other end of a Unix socket.
+def peer_uid(candidate: Candidate) -> int:
+    """Return the number of the user whose process is at the other end of a Unix socket.
 
     Raises AuthenticationFailedError.
     """
@@ -37,6 +37,12 @@ def system_user(candidate: Candidate) -> str:
         _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     except OSError as error:
         raise AuthenticationFailedError(f"the client's system user can't be told: {error}") from None
+    return int(uid)
+
+
+def system_user(candidate: Candidate) -> str:
+    """Return that user's name. Raises AuthenticationFailedError."""
+    uid = peer_uid(candidate)
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
