@@ -130,14 +130,16 @@ class ClientSession(asyncio.Protocol):
             if data == TERMINATE:
                 self._quit()
                 return
-            server = self.pool.borrow()
+            pool = self.pool
+            server = pool.take() if pool.idle else None  # as pool.borrow()
             if server is None:
                 self._wait(data)
                 return
             if server.profile is not self.profile:
                 self._link_other(server, data)
                 return
-            server.since = 0.0
+            server.since = pool.clock()
+            server.request = data
             server.client = self
             self.server = server
             self.idle_since = 0.0
@@ -149,28 +151,35 @@ class ClientSession(asyncio.Protocol):
             else:
                 self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
             return
+        elif server.asked < 0:
+            server.ask(data)
         self._forward(server, data)
 
     def _forward(self, server: "ServerSession", data: bytes) -> None:
         """Send `data` to the linked server."""
         exchange = server.exchange
         duties = self._duties
+        size = len(data)
+        server.received += size
         try:
             end = scan_requests(exchange, data, duties.max_packet_size, self, duties.library)
             if end < 0:
                 data, end = take_care(self, server, data, ~end, duties.max_packet_size)
+                size = len(data)
         except ClientViolation as violation:
+            server.received -= size - violation.offset
             if violation.offset:
                 server.transport.write(data[: violation.offset])
             self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
             return
-        if end == len(data):
+        if end == size:
             server.transport.write(data)
         else:
             # What is left is a good-bye, or a request that is not yet whole.
             if end:
                 server.transport.write(data[:end])
             self.pending = data[end:]
+            server.received -= size - end
             if server.hold & (STALLED | RESETTING) and len(self.pending) > PENDING_LIMIT:
                 self.transport.pause_reading()
             if is_terminate(data, end):
@@ -185,14 +194,18 @@ class ClientSession(asyncio.Protocol):
         """Send `data` to an idle server that has this client's settings; else give them to `server` ahead of it."""
         profile = self.profile
         server = self.pool.swap(server, lambda other: other.profile is profile)
-        server.since = 0.0
-        server.client = self
-        self.server = server
-        self.idle_since = 0.0
+        self._link(server, data, self.pool.clock())
         if server.profile is profile:
             self._forward(server, data)
         else:
             self._send_dressed(server, data)
+
+    def _link(self, server: "ServerSession", data: bytes, now: float) -> None:
+        server.since = now
+        server.request = data
+        server.client = self
+        self.server = server
+        self.idle_since = 0.0
 
     def _send_dressed(self, server: "ServerSession", data: bytes) -> None:
         """Send `data` to the linked server behind this client's settings.
@@ -211,14 +224,14 @@ class ClientSession(asyncio.Protocol):
     def serve(self, server: "ServerSession") -> None:
         """See pool.Waiter.serve."""
         pool = self.pool
-        pool.waited += 1
-        pool.wait_seconds += self._duties.now() - self.waiting_since
+        now = pool.clock()
+        waited = now - self.waiting_since
+        pool.stats.waits.note(waited)
+        if waited >= pool.slow.wait:
+            pool.slow.waited(self, waited)
         self.waiting = False
-        self.idle_since = 0.0
-        server.since = 0.0
-        server.client = self
-        self.server = server
         data = self.pending
+        self._link(server, data, now)
         self.pending = b""
         if len(data) > PENDING_LIMIT:
             self.transport.resume_reading()
@@ -276,7 +289,7 @@ class ClientSession(asyncio.Protocol):
             return
         self.pool.leave(self)
         self.waiting = False
-        self.transport.write(error_response(error) + READY_IDLE)
+        self._tell(error_response(error) + READY_IDLE)
         if len(self.pending) > PENDING_LIMIT and not self.choked:
             self.transport.resume_reading()
         self.pending = self.pending[unit:]
@@ -308,8 +321,12 @@ class ClientSession(asyncio.Protocol):
         mid_reply = server is not None and server.mid_reply
         self._finish(ending)
         if ending.sqlstate and not mid_reply:
-            self.transport.write(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
+            self._tell(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
         self._duties.linger(self.transport)
+
+    def _tell(self, data: bytes) -> None:
+        self.transport.write(data)
+        self.pool.stats.sent += len(data)
 
     def server_lost(self, reason: Reason, *, told: bool) -> None:
         """See server.Borrower.server_lost."""

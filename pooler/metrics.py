@@ -103,9 +103,9 @@ class PoolerCollector(Collector):
             size.add_metric(labels, pool.size)
             waiting.add_metric(labels, len(pool.waiters) + len(pool.newcomers))
             longest.add_metric(labels, max(0.0, now - pool.waiting_since))
-            transactions.add_metric(labels, pool.transactions)
-            waits.add_metric(labels, pool.waited)
-            waited.add_metric(labels, pool.wait_seconds)
+            transactions.add_metric(labels, pool.stats.totals.xact_count)
+            waits.add_metric(labels, pool.stats.waits.count)
+            waited.add_metric(labels, pool.stats.waits.sum)
         yield from (servers, size, waiting, longest, transactions, waits, waited)
 
     def _totals(self) -> Iterator[Metric]:

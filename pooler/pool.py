@@ -7,20 +7,27 @@ Times are monotonic seconds.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Generic, Protocol, TypeVar, final
 
 from pooler.reasons import Ending
+from pooler.slow import NOTHING, Slow
+from pooler.statistics import Statistics, Work
 
 
 class ServerLike(Protocol):
     """A connection to Postgres, as the pool sees it."""
 
     since: float
-    """When it was first seen in the state that it is in, lent or free; 0 = not looked at yet."""
+    """Since when it is in the state that it is in, lent or free; 0 = it has not been looked at since."""
 
     @property
     def retired(self) -> bool:
         """It will be closed when it is released."""
+
+    @property
+    def work(self) -> Work:
+        """See statistics.Worker."""
 
     def check(self) -> None:
         """Find out whether the connection is alive; ends in Pool.tested() or Pool.discard()."""
@@ -100,9 +107,9 @@ class Pool(Generic[S]):
         "_lending",
         "_open",
         "_returned",
-        "_take",
         "aside",
         "caps",
+        "clock",
         "concurrency",
         "database",
         "era",
@@ -119,14 +126,14 @@ class Pool(Generic[S]):
         "retry_at",
         "servers",
         "size",
+        "slow",
         "stale",
+        "stats",
+        "take",
         "testing",
-        "transactions",
         "unused_since",
         "use_reserve",
         "user",
-        "wait_seconds",
-        "waited",
         "waiters",
         "welcome",
     )
@@ -144,8 +151,12 @@ class Pool(Generic[S]):
         round_robin: bool = False,
         mode: str = "transaction",
         caps: tuple[Cap[S], ...] = (),
+        clock: Callable[[], float] = monotonic,
+        slow: Slow = NOTHING,
     ) -> None:
         """`open_server` begins to open a connection and returns; opened() or open_failed() tell how it went."""
+        self.clock = clock
+        self.slow = slow
         self.user = user
         self.database = database
         self._open = open_server
@@ -166,6 +177,7 @@ class Pool(Generic[S]):
             cap.pools.append(self)
         self.servers: set[S] = set()
         """Every open connection, in whatever state."""
+        self.stats = Statistics(self.servers)
         self.idle: deque[S] = deque()
         """Free; the last one was released last."""
         self.take_in_turn(in_turn=round_robin)
@@ -192,20 +204,16 @@ class Pool(Generic[S]):
         """When it was first seen without clients; 0 = it has some."""
         self.retry_at = 0.0
         """After a failure: no further attempt before this. 0 = the last attempt succeeded."""
-        self.transactions = 0
-        self.waited = 0
-        """How often a client has waited, and has been served."""
-        self.wait_seconds = 0.0
 
     def take_in_turn(self, *, in_turn: bool) -> None:
         """Lend the server that has been idle longest, else the one that came back last."""
-        self._take = self.idle.popleft if in_turn else self.idle.pop
+        self.take = self.idle.popleft if in_turn else self.idle.pop
 
     # --- lending: the hot path
 
     def borrow(self) -> S | None:
         """Return a free server, or None: wait()."""
-        return self._take() if self.idle else None
+        return self.take() if self.idle else None
 
     def swap(self, server: S, fits: Callable[[S], bool]) -> S:
         """Return an idle server that fits in place of `server`, which was just borrowed; else `server`."""
@@ -218,13 +226,12 @@ class Pool(Generic[S]):
                 return other
         return server
 
-    def release(self, server: S) -> None:
+    def release(self, server: S, now: float) -> None:
         """Take `server` back, free and whole: for the client that has waited longest, else to be kept idle."""
-        self.transactions += 1
         if self.waiters:
             self.put(server)
         else:
-            server.since = 0.0
+            server.since = now
             self.idle.append(server)
 
     def put(self, server: S) -> None:
@@ -357,6 +364,7 @@ class Pool(Generic[S]):
         if server not in self.servers:
             return
         self.servers.remove(server)
+        self.stats.keep(server)
         self.testing -= testing
         for free in (self.idle, self.stale):
             if server in free:

@@ -116,6 +116,7 @@ def _bind_as_usual(client: Asker, server: ServerSession, data: bytes, done: list
     if not name:
         return 0
     exchange.run += 1
+    server.pool.stats.bind_count += 1
     done.append(b"B" + _int32.pack(length + len(name) + 6 - end) + b"\0" + name + data[end : length + 1])
     return length + 1
 
@@ -130,6 +131,7 @@ class _Care:
         self._state = server.state
         self._sharing = server.state.sharing
         self._library = server.state.sharing.library
+        self._stats = server.pool.stats
         self._watch = Watch(client, server)
         self._max_size = max_size
 
@@ -139,7 +141,7 @@ class _Care:
         inserts = exchange.take_inserts() if exchange.edited else b""
         if not inserts or server.client is None:
             return False
-        server.client.transport.write(inserts)
+        server.tell(server.client, inserts)
         stalled = bool(server.hold & STALLED)
         server.hold &= ~STALLED
         return stalled
@@ -292,6 +294,7 @@ class _Care:
             self._refuse(refusal, done)
             return
         client.statements[name] = statement
+        self._stats.client_parse_count += 1
         undo: Callable[[], None] = partial(self._unprepare, name, settled=True)
         settled = self._await(name, exchange.edits)
         if known.has_current(statement, exchange.edits) and not self._watch.may_have_failed:
@@ -360,6 +363,7 @@ class _Care:
     def _make_room(self, statement: Statement, done: list[bytes]) -> Copy:
         """Return what `statement` is to be parsed as; close what has to give way."""
         known = self._state.statements
+        self._stats.server_parse_count += 1
         copy = known.add(statement, self._exchange.edits)
         for old in known.surplus():
             self._exchange.edit(Op.SWALLOW, undo=partial(known.return_surplus, old))
@@ -397,6 +401,7 @@ class _Care:
                 self._watch.note_bound(statement, data, length + 1, data[5:portal_end], end)
                 if statement.verdict.drops_statements:
                     exchange.edit(Op.DROP, b"", *self._give_up_all(exchange.edits))
+        self._stats.bind_count += portal_end + 1 < end
         rest = data[end : length + 1]
         size = length + len(name) - (end - portal_end - 1)
         exchange.book_extended()

@@ -34,6 +34,7 @@ from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Moment
+from pooler.statistics import IDLING, RESTING, Work
 from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
 from protocol.backend import scan_replies
@@ -99,10 +100,10 @@ class ServerSession(asyncio.Protocol):
     """One connection to Postgres, logged in."""
 
     __slots__ = (
-        "_counted",
         "_duties",
         "_undressed",
         "_way",
+        "asked",
         "asker",
         "client",
         "connected_at",
@@ -110,13 +111,18 @@ class ServerSession(asyncio.Protocol):
         "hold",
         "id",
         "key",
+        "own_queries",
+        "own_transactions",
         "peer",
         "pool",
         "profile",
+        "received",
+        "request",
         "retired_for",
         "seen_at",
         "seen_queries",
         "seen_quiet",
+        "sent",
         "since",
         "state",
         "testing",
@@ -151,7 +157,6 @@ class ServerSession(asyncio.Protocol):
         self.seen_quiet = True
         self.seen_at = 0.0
         self._way = WayBack(self, duties)
-        self._counted = 0
         self.state = state
         self.profile: Profile | None = None
         """The settings that its session has."""
@@ -159,6 +164,17 @@ class ServerSession(asyncio.Protocol):
         """What it had before the last client was linked."""
         self.asker: Borrower | None = None
         """The client that keeps it while it is asked."""
+        self.asked = 0.0
+        """When the query that runs was begun; 0 = it is the first one since it was lent."""
+        self.request = b""
+        """The beginning of it, or of the last one."""
+        self.received = 0
+        """Bytes of clients' requests."""
+        self.sent = 0
+        """Bytes that clients were told."""
+        # ReadyForQuerys that were for the pooler itself, and transactions that these have ended.
+        self.own_queries = 0
+        self.own_transactions = 0
         self.exchange.on_parameter = self._parameter_reported
         self.exchange.on_unnamed = self._unnamed_stays
         self.exchange.on_statement_lost = state.statements_lost
@@ -174,7 +190,7 @@ class ServerSession(asyncio.Protocol):
 
     # --- hot path
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: C901, PLR0912 - flat for speed
         """Pass a chunk of replies on; release when nothing more is owed."""
         client = self.client
         exchange = self.exchange
@@ -198,15 +214,28 @@ class ServerSession(asyncio.Protocol):
                 self.end(Reason.SERVER_LOST)  # it announces that it goes; or half a message came that nobody can lend
             return
         client.transport.write(data)
+        self.sent += len(data)
         if free:
             if self.hold:
                 self._free_on_hold(client)
                 return
+            pool = self.pool
+            now = pool.clock()
+            took = now - self.since
+            if self.asked or took >= pool.slow.least:
+                self._look_back(client, now)
+                pool.stats.links += 1
+            else:
+                pool.stats.single.append(took)
             client.server = None
             self.client = None
-            self.pool.release(self)
-        elif self._duties.statement_mode and exchange.status != IDLE and exchange.quiet:
-            client.transaction_in_statement_mode()
+            if pool.waiters:  # as pool.release()
+                pool.put(self)
+            else:
+                self.since = now
+                pool.idle.append(self)
+        elif exchange.status != IDLE and not exchange.owed:
+            self._rest(client)
 
     # --- links
 
@@ -217,7 +246,7 @@ class ServerSession(asyncio.Protocol):
         exchange = self.exchange
         kept = self.hold & (STALLED if exchange.hidden else STALLED | AHEAD)
         self.hold &= ~kept
-        client.transport.write(data)
+        self.tell(client, data)
         if self.hold & DRESSING and not exchange.hidden:
             self.hold &= ~DRESSING
             if not self.hold & PARTING:  # nothing has been sent behind the settings: it has waited for them
@@ -226,19 +255,95 @@ class ServerSession(asyncio.Protocol):
         if free and self.hold:
             self._free_on_hold(client)
         elif free:
+            now = self.pool.clock()
+            self._look_back(client, now)
+            self.pool.stats.links += 1
             client.server = None
             self.client = None
-            self.pool.release(self)
-        elif self._duties.statement_mode and exchange.status != IDLE and exchange.quiet:
-            client.transaction_in_statement_mode()
+            self.pool.release(self, now)
+        elif exchange.status != IDLE and not exchange.owed:
+            self._rest(client)
         if kept:
             client.proceed()
 
+    def tell(self, client: Borrower, data: bytes) -> None:
+        """Send `data` to the client that it is linked to, or its asker."""
+        client.transport.write(data)
+        self.sent += len(data)
+
+    # --- what is counted and timed
+
+    def ask(self, data: bytes) -> None:
+        """Its client begins a query with `data`, not the first one since it was linked."""
+        now = self.pool.clock()
+        if self.asked == IDLING:
+            self.since = now
+        self.asked = now
+        self.request = data
+
+    def _rest(self, client: Borrower) -> None:
+        """A query is over, its transaction is not, unless there is more to come of what answers it."""
+        if self.asked == RESTING or not self.exchange.quiet:
+            return
+        self._query_over(client, self.pool.clock())
+        self.asked = RESTING
+        if self._duties.statement_mode:
+            client.transaction_in_statement_mode()
+
+    def _query_over(self, client: Borrower, now: float) -> None:
+        pool = self.pool
+        took = now - (self.asked or self.since)
+        pool.stats.note_query(took)
+        if took >= pool.slow.query:
+            pool.slow.queried(client, self.request, took)
+
+    def _look_back(self, client: Borrower, now: float) -> None:
+        """A transaction is over, and maybe its last query with it."""
+        if self.asked != RESTING:
+            self._query_over(client, now)
+        self.asked = 0.0
+        pool = self.pool
+        took = now - self.since
+        pool.stats.note_transaction(took)
+        if took >= pool.slow.transaction:
+            pool.slow.transacted(client, self.request, took)
+
+    def _count_lost(self) -> None:
+        """What is under way for a client counts, though it will not be answered."""
+        step = self._way.step
+        if self.client is not None:
+            query, transaction = self.asked >= 0, self.asked != IDLING
+        else:
+            query, transaction = step is Step.DRAIN and not self.exchange.quiet, step < Step.ASK
+        self.own_queries -= query
+        self.own_transactions -= transaction
+        if self.client is not None and transaction:
+            self._look_back(self.client, self.pool.clock())
+
+    def _let_go(self) -> None:
+        """It is lent no more, other than by a plain release."""
+        self.asked = 0.0
+        self.pool.stats.links += 1
+
+    @property
+    def work(self) -> Work:
+        """See ServerLike.work."""
+        exchange = self.exchange
+        own_queries = self.own_queries + exchange.hidden_queries
+        own_transactions = self.own_transactions + exchange.hidden_queries
+        return Work(
+            assignments=int(self.client is not None or self.asker is not None),
+            transactions=exchange.transactions - own_transactions,
+            queries=exchange.queries - own_queries,
+            received=self.received,
+            sent=self.sent,
+        )
+
     def _free_on_hold(self, client: Borrower) -> None:
         """Take it back from a client whose transaction is over, where that is not all there is to do."""
-        if self.exchange.queries != self._counted:  # else Postgres has said something of its own accord
-            self.pool.transactions += 1
-            self._counted = self.exchange.queries
+        if self.asked != IDLING:  # else Postgres has said something of its own accord
+            self._look_back(client, self.pool.clock())
+            self.asked = IDLING
         if self.hold & PARTING:
             client.depart()
         elif self.hold & SESSION:
@@ -269,14 +374,17 @@ class ServerSession(asyncio.Protocol):
         state.answered()
         self.hold &= ~ASK
         client.profile, self.profile = answer
-        client.transport.write(state.untold(client.profile, self.profile))
+        self.tell(client, state.untold(client.profile, self.profile))
         self.part(client)
         self._way.begin()
 
     def unlink(self) -> None:
         """Take it back from a client that has sent nothing that it would answer."""
         client = self.client
-        if client is None or self.hold & (SESSION | PINNED):
+        if client is None:
+            return
+        if self.hold & (SESSION | PINNED):
+            self.asked = IDLING
             return
         self.part(client)
         if self.hold & ~(RESET | CHECK | AUDIT):
@@ -294,13 +402,17 @@ class ServerSession(asyncio.Protocol):
             client.transport.resume_reading()
         client.server = None
         self.client = None
+        self._let_go()
 
     def abandon(self, *, politely: bool) -> None:
         """Its client has gone: bring it into a state in which it can be lent on, or close it.
 
         `politely` if the client said good-bye, so that what it has sent may still be worth finishing.
         """
+        if self.client is not None and self.asked != IDLING:
+            self._look_back(self.client, self.pool.clock())
         self.client = None
+        self._let_go()
         self.hold &= ~(PARTING | DRESSING | AHEAD | RESETTING | STALLED)
         if self.hold & CHOKED:
             self.unchoke()
@@ -386,6 +498,7 @@ class ServerSession(asyncio.Protocol):
     def _not_dressed(self, client: Borrower | None) -> None:
         """Its client's settings could not be applied; what that has sent behind them was not carried out."""
         self.profile = self._undressed
+        self.own_transactions -= 1  # it is not over, for Postgres
         self.hold = (self.hold | ASK) & ~(DRESSING | AHEAD)
         if client is not None:
             error = read_error(self.exchange.hidden_error or b"")
@@ -471,6 +584,9 @@ class ServerSession(asyncio.Protocol):
             return
         self._duties.ended(self, reason)
         client = self.client or self.asker
+        self._count_lost()
+        if client is not None:
+            self._let_go()
         # In the middle of a message nothing can be told.
         told = self.mid_reply or (self.client is not None and self.exchange.error_unanswered)
         self.exchange.give_up()

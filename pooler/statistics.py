@@ -17,6 +17,10 @@ less than 14 % away from everything in it."""
 
 _US: Final = 1_000_000
 
+# Instead of the time when a query was begun: none runs, within a transaction or outside of one.
+RESTING: Final = -1.0
+IDLING: Final = -2.0
+
 
 class Totals(NamedTuple):
     """Counters under PgBouncer's names, since the start or of some time; or averages, see averages()."""
@@ -80,7 +84,7 @@ class Histogram:
         self._sum = 0.0
         self._max = 0.0
         self.pending: list[float] = []
-        """Noted, and not yet sorted in; the janitor does that on its rounds."""
+        """Noted, and not yet sorted in."""
         self.note: Callable[[float], None] = self.pending.append
 
     def fold(self) -> None:
@@ -167,17 +171,23 @@ class Statistics:
 
     __slots__ = (
         "_done",
+        "_queries",
+        "_singles",
+        "_transactions",
         "_workers",
         "bind_count",
         "client_login_count",
         "client_parse_count",
         "connects",
+        "links",
         "logins",
         "newer",
+        "note_query",
+        "note_transaction",
         "older",
-        "queries",
+        "sent",
         "server_parse_count",
-        "transactions",
+        "single",
         "waits",
     )
 
@@ -185,8 +195,18 @@ class Statistics:
         """`workers` are the connections that are open."""
         self._workers = workers
         self._done = Work(0, 0, 0, 0, 0)
-        self.transactions = Histogram()
-        self.queries = Histogram()
+        self._transactions = Histogram()
+        self._queries = Histogram()
+        self._singles = 0
+        self.note_transaction = self._transactions.note
+        self.note_query = self._queries.note
+        self.single: list[float] = []
+        """Transactions of one query, after which the server was released at once. Nearly all are, so that each is noted
+        for both histograms and as an assignment in one go."""
+        self.links = 0
+        """How often another server was let go of."""
+        self.sent = 0
+        """Bytes that clients were told by the pooler itself."""
         self.waits = Histogram()
         """Of clients that wait for a server, and get one."""
         self.logins = Histogram()
@@ -207,13 +227,14 @@ class Statistics:
     @property
     def totals(self) -> Totals:
         """The counters since the start."""
+        self.fold()
         work = Work(*map(sum, zip(self._done, *(worker.work for worker in self._workers), strict=True)))
         return Totals(
-            work.assignments,
+            work.assignments + self.links + self._singles,
             work.transactions,
             work.queries,
             work.received,
-            work.sent,
+            work.sent + self.sent,
             int(self.transactions.sum * _US),
             int(self.queries.sum * _US),
             int(self.waits.sum * _US),
@@ -224,9 +245,27 @@ class Statistics:
         )
 
     def fold(self) -> None:
-        """Sort in what was noted since the last time."""
-        for histogram in (self.transactions, self.queries, self.waits, self.logins, self.connects):
+        """Sort in what was noted since the last time; the janitor does that each round, which bounds it."""
+        if self.single:
+            durations = sorted(self.single)
+            self.single.clear()
+            self._singles += len(durations)
+            self._transactions.add(durations)
+            self._queries.add(durations)
+        for histogram in (self._transactions, self._queries, self.waits, self.logins, self.connects):
             histogram.fold()
+
+    @property
+    def transactions(self) -> Histogram:
+        """How long they took. Those that clients send while another runs are one with it."""
+        self.fold()
+        return self._transactions
+
+    @property
+    def queries(self) -> Histogram:
+        """The same of queries, wherever."""
+        self.fold()
+        return self._queries
 
 
 class Period:

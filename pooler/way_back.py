@@ -13,8 +13,9 @@ from pooler.hold import ASK, ASKING, CANCELLING, CHOKED, PINNED, RETIRED, STUFFE
 from pooler.reasons import Reason
 from pooler.session_state.answers import Answer, Circumstances
 from pooler.session_state.sharing import Fitted, own_settings
+from pooler.statistics import IDLING
 from protocol.errors import ProtocolViolation
-from protocol.exchange import COPYING_IN, SKIPPING
+from protocol.exchange import COPYING_IN, OWED_QUERY, SKIPPING
 from protocol.frontend import scan_requests
 from protocol.kinds import ERROR_RESPONSE, IDLE, NOTIFICATION_RESPONSE, QUERY
 from protocol.messages import SYNC, ErrorFields, all_of_kind, first_message, message, query, read_error
@@ -68,11 +69,14 @@ class WayBack:
     __slots__ = (
         "_answer",
         "_circumstances",
+        "_due",
         "_duties",
         "_errors_before",
         "_fitting",
         "_in_doubt",
+        "_queries",
         "_server",
+        "_transactions",
         "_tried_on",
         "step",
     )
@@ -83,6 +87,11 @@ class WayBack:
         self.step = Step.HOME
         self._answer = b""
         self._errors_before = 0
+        self._queries = 0
+        self._transactions = 0
+        """How many there had been when the step was begun, or last looked at."""
+        self._due = -1
+        """How many ReadyForQuerys a client has caused in the end that had a run unfinished; -1 if none had."""
         self._circumstances: Circumstances | None = None
         self._in_doubt = False
         self._fitting: Fit | None = None
@@ -94,11 +103,12 @@ class WayBack:
 
     def take(self, data: bytes) -> None:
         """Postgres has said something, and there is no client."""
-        asker = self._server.asker
+        server = self._server
+        asker = server.asker
         if Step.ASK <= self.step <= Step.FIT:
             self._answer += data
         elif asker is not None and self.step is Step.DRAIN:
-            asker.transport.write(data)  # it has all its answers: this is a notification, or a warning
+            server.tell(asker, data)  # it has all its answers: this is a notification, or a warning
         self.advance()
 
     def cut_short(self) -> None:
@@ -138,10 +148,13 @@ class WayBack:
         step = self.step
         if step is Step.DRAIN:
             self._finish_requests()
+        else:
+            self._count_own()
         if not exchange.quiet or server.hold & (CANCELLING | STUFFED):
             if len(self._answer) > _MAX_ANSWER:
                 server.end(Reason.SERVER_VIOLATION)
             return
+        self._count_rollback()
         failed = step is not Step.DRAIN and exchange.errors != self._errors_before
         if step is Step.FIT:
             self._fitted(failed=failed)
@@ -198,11 +211,28 @@ class WayBack:
             missing = _COPY_FAIL
         if exchange.unsynced:
             # A Sync alone would commit what the run has done.
+            self._due = exchange.queries + sum(entry >= OWED_QUERY for entry in exchange.owed) + 1
             missing += SYNC if exchange.mode == SKIPPING else query("ROLLBACK") + SYNC
         if missing:
             exchange.unnamed = UNSURE
             scan_requests(exchange, missing, _ANY_SIZE)
             server.transport.write(missing)
+
+    def _count_own(self) -> None:
+        """What has been answered was the pooler's own; but what a ROLLBACK ends is a client's transaction."""
+        server = self._server
+        exchange = server.exchange
+        server.own_queries += exchange.queries - self._queries
+        if self.step is not Step.ROLLBACK:
+            server.own_transactions += exchange.transactions - self._transactions
+        self._queries, self._transactions = exchange.queries, exchange.transactions
+
+    def _count_rollback(self) -> None:
+        """The one that has closed a client's run was the pooler's own, too, unless Postgres has skipped it."""
+        closed = 0 <= self._due < self._server.exchange.queries
+        self._server.own_queries += closed
+        self._server.own_transactions += closed
+        self._due = -1
 
     def _query(self, step: Step, sql: str) -> None:
         """Send a query of the pooler's own; of its results only errors count."""
@@ -211,12 +241,14 @@ class WayBack:
     def _send(self, step: Step, requests: bytes) -> None:
         server = self._server
         self.step = step
-        self._errors_before = server.exchange.errors
+        exchange = server.exchange
+        self._errors_before = exchange.errors
+        self._queries, self._transactions = exchange.queries, exchange.transactions
         self._answer = b""
         server.since = self._duties.now()
-        scan_requests(server.exchange, requests, _ANY_SIZE)
+        scan_requests(exchange, requests, _ANY_SIZE)
         if requests[0] == QUERY:
-            server.exchange.unnamed = None  # a Query ends it
+            exchange.unnamed = None  # a Query ends it
         server.transport.write(requests)
 
     def check(self) -> None:
@@ -259,7 +291,7 @@ class WayBack:
         )
         client.profile = judgement.profile
         server.profile = judgement.session
-        client.transport.write(server.state.untold(client.profile, server.profile))
+        server.tell(client, server.state.untold(client.profile, server.profile))
         if ending is not None:
             client.end(ending)
             self._clean(findings)
@@ -273,9 +305,10 @@ class WayBack:
 
     def _pass_notifications(self) -> None:
         """What has come for the asker amid the answer is not to be lost."""
-        client = self._server.asker
+        server = self._server
+        client = server.asker
         if client is not None and (notifications := all_of_kind(self._answer, NOTIFICATION_RESPONSE)):
-            client.transport.write(notifications)
+            server.tell(client, notifications)
 
     def _link_again(self, client: "Borrower") -> None:
         """Its client keeps it."""
@@ -283,6 +316,7 @@ class WayBack:
         self.step = Step.HOME
         server.asker = None
         server.client = client
+        server.asked = IDLING
         server.since = 0.0
         server.hold = (server.hold | PINNED) & ~ASKING
         if server.hold & CHOKED:

@@ -59,7 +59,7 @@ class Web:
             return web.Response(status=503, text="not accepting: shutting down\n")
         upstream = self._pools.upstream
         now = self._now()
-        transactions = sum(pool.transactions for pool in self._pools)
+        transactions = sum(pool.stats.totals.xact_count for pool in self._pools)
         if transactions != self._transactions and upstream.failing_since is None:
             self._transactions = transactions
             upstream.answered(now)

@@ -137,8 +137,10 @@ def scan_replies(exchange: Exchange, data: bytes) -> bool:  # noqa: C901, PLR091
                 raise ServerViolation(f"invalid length {length} of a ReadyForQuery", at)
             if at + 6 > end:
                 break
-            exchange.status = data[at + 5]
+            exchange.status = status = data[at + 5]
             exchange.queries += 1
+            if status != IDLE:
+                exchange.in_block += 1
             answered = 0
             owed = exchange.owed
             if not owed:

@@ -67,6 +67,8 @@ class Exchange:
         "first_parse",
         "held",
         "hidden_error",
+        "hidden_queries",
+        "in_block",
         "max_row",
         "mode",
         "on_parameter",
@@ -104,6 +106,10 @@ class Exchange:
         """ErrorResponses seen so far."""
         self.queries = 0
         """ReadyForQuerys seen so far."""
+        self.in_block = 0
+        """Those among them that came inside of a transaction block, which went on."""
+        self.hidden_queries = 0
+        """Those that were for the pooler, of what owe_hidden_query() has booked."""
         self.error_at = -1
         """How many of them had been seen when the last ErrorResponse came."""
         self.held = b""
@@ -140,6 +146,11 @@ class Exchange:
     def settled(self) -> bool:
         """Quiet, and in no transaction: free to be released."""
         return self.status == IDLE and self.quiet
+
+    @property
+    def transactions(self) -> int:
+        """How many have ended so far; a query outside of a block is one."""
+        return self.queries - self.in_block
 
     @property
     def unsynced(self) -> bool:
@@ -287,6 +298,7 @@ class Exchange:
         """A ReadyForQuery comes: the entry that it strikes off has no edits any more."""
         self._drop_edits(self.head_edits)
         self.edited -= self.hidden
+        self.hidden_queries += self.hidden
 
     def _drop_edits(self, edits: list[Edit]) -> None:
         """What the requests were to bring about did not happen; the last first, in case one builds on another."""

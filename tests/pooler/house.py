@@ -118,7 +118,9 @@ class House:
 
     def __post_init__(self) -> None:
         self._ids = count(1)
-        self.pool: Pool[ServerSession] = Pool("alice", "shop", self._open, size=self.size, concurrency=100)
+        self.pool: Pool[ServerSession] = Pool(
+            "alice", "shop", self._open, size=self.size, concurrency=100, clock=self.now
+        )
         self.pool.welcome = WELCOME
         self.server_duties = ServerDuties(
             cancel=self._cancel,

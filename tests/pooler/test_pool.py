@@ -4,6 +4,7 @@ import pytest
 
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending
+from pooler.statistics import Work
 
 
 class Server:
@@ -12,6 +13,10 @@ class Server:
         self.since = 0.0
         self.checks = 0
         self.told_to_go = False
+
+    @property
+    def work(self) -> Work:
+        return Work(0, 0, 0, 0, 0)
 
     @property
     def retired(self) -> bool:
@@ -83,7 +88,7 @@ def test_round_robin_lends_the_one_idle_longest() -> None:
     desk = Desk(round_robin=True)
     first, second = desk.open(), desk.open()
     assert desk.pool.borrow() is first
-    desk.pool.release(first)
+    desk.pool.release(first, 0.0)
     assert desk.pool.borrow() is second
 
 
@@ -93,7 +98,7 @@ def test_waiting_clients_are_served_in_order_of_arrival() -> None:
     server = desk.open()
     for client in clients:
         assert client.server is server
-        desk.pool.release(server)
+        desk.pool.release(server, 0.0)
     assert list(desk.pool.idle) == [server]
 
 
@@ -219,7 +224,7 @@ def test_under_a_full_cap_an_idle_server_of_another_pool_makes_room() -> None:
     rich.queue(1)
     server = rich.open()
     assert poor.opens == 0
-    rich.pool.release(server)
+    rich.pool.release(server, 0.0)
     poor.queue(1)
     assert server.told_to_go
     assert (poor.opens, cap.count) == (1, 1)

@@ -104,7 +104,13 @@ class World:
         self.sharing = new_sharing(lambda: self.time)
         self.size = 1 + rng.randrange(4)
         self.pool: Pool[ServerSession] = Pool(
-            "alice", "shop", self._open, size=self.size, concurrency=2, round_robin=rng.randrange(2) == 0
+            "alice",
+            "shop",
+            self._open,
+            size=self.size,
+            concurrency=2,
+            round_robin=rng.randrange(2) == 0,
+            clock=lambda: self.time,
         )
         self.pool.welcome = b"known"
         self.servers: dict[ServerSession, SimServer] = {}
