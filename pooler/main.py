@@ -1,55 +1,69 @@
-"""The command `pgfunnel`: reads the configuration, and runs the pooler or one of the other commands."""
+"""The command `pgfunnel`: reads the configuration, and runs the pooler, or a subcommand."""
 
 import asyncio
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 import uvloop
 
 from config.errors import ConfigurationError
-from config.load import load
-from pooler.log import make_log
+from config.load import Loaded, load
+from pooler.process.errors import StartError
+from pooler.process.process import Process
 from pooler.service import Pooler
 from pooler.sockets import ListenError
+
+Subcommand = Callable[[list[str]], int]
 
 
 def main() -> None:
     """Run the command; ends the process with 0, 1 for what failed, 2 for a wrong configuration."""
     argv = sys.argv[1:]
-    if argv[:1] == ["demo"]:
-        from pooler.demo import main as demo  # noqa: PLC0415 - needs an extra that a pooler does not
+    subcommand = _subcommand(argv)
+    sys.exit(subcommand(argv[1:]) if subcommand is not None else _serve(argv))
 
-        sys.exit(demo(argv[1:]))
-    if argv[:1] == ["lint"]:
-        from pooler.lint import main as lint  # noqa: PLC0415 - a pooler has no use for it
 
-        sys.exit(lint(argv[1:]))
-    if argv[:1] == ["config"]:
-        from config.command import main as config  # noqa: PLC0415 - the same
+def _subcommand(argv: Sequence[str]) -> Subcommand | None:
+    """Return what is not the pooler, for which that has no use."""
+    match argv[:1]:
+        case ["demo"]:
+            from pooler.demo import main as subcommand  # noqa: PLC0415 - needs an extra that a pooler does not
+        case ["lint"]:
+            from pooler.lint import main as subcommand  # noqa: PLC0415
+        case _:
+            return None
+    return subcommand
 
-        sys.exit(config(argv[1:], os.environ))
+
+def _serve(argv: Sequence[str]) -> int:
     try:
         loaded = load(argv, os.environ)
     except ConfigurationError as error:
-        sys.exit(_complain(f"pgfunnel: {error}", 2))
-    log = make_log(loaded.settings.log_format, loaded.settings.log_level)
-
-    async def serve() -> None:
-        try:
-            pooler = Pooler(loaded, log)
-        except ValueError as error:
-            raise ListenError(str(error)) from None
-        await pooler.run()
-
+        return _complain(str(error), 2)
+    process = Process(loaded.settings, daemon=loaded.daemon, quiet=loaded.quiet)
     try:
+        process.enter()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve())
-    except ListenError as error:
-        sys.exit(_complain(f"pgfunnel: {error}", 1))
+            runner.run(_run(loaded, process))
+    except (StartError, ListenError) as error:
+        process.failed(str(error))
+        return _complain(str(error), 1)
+    finally:
+        process.leave()
+    return 0
+
+
+async def _run(loaded: Loaded, process: Process) -> None:
+    try:
+        pooler = Pooler(loaded, process)
+    except ValueError as error:
+        raise StartError(str(error)) from None
+    await pooler.run()
 
 
 def _complain(message: str, status: int) -> int:
-    sys.stderr.write(message.rstrip("\n") + "\n")
+    sys.stderr.write(f"pgfunnel: {message}".rstrip("\n") + "\n")
     return status
 
 

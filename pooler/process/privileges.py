@@ -30,8 +30,3 @@ def become(name: str, owned: Iterable[Path]) -> None:
         raise StartError(f"user: only root can become {name!r}") from None
     except OSError as error:
         raise StartError(f"user: can't become {name!r}: {error}") from None
-
-
-def unreadable(paths: Iterable[Path | None]) -> list[Path]:
-    """Return the files that this user can't read, so that a reload would fail."""
-    return [path for path in paths if path is not None and path.exists() and not os.access(path, os.R_OK)]

@@ -1,17 +1,18 @@
 """One pgfunnel as its system sees it: what happens around the pooler from the start to the end, in this order."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
+from config.load import Loaded
 from config.settings import Settings
 from pooler.log import Journal
 from pooler.outlets import keep_standard_descriptors
-from pooler.process.daemon import Daemon, go_into_background
+from pooler.process.daemon import go_into_background, tell_ready
 from pooler.process.errors import StartError
 from pooler.process.notify import ServiceManager
 from pooler.process.pidfile import Pidfile
-from pooler.process.privileges import become, unreadable
+from pooler.process.privileges import become
 
 
 class Process:
@@ -22,8 +23,7 @@ class Process:
         self.log = self.journal.log
         self._settings = settings
         self._quiet = quiet or daemon
-        self._goes_into_background = daemon
-        self._daemon: Daemon | None = None
+        self._daemon = daemon
         self._pidfile = Pidfile(settings.pidfile) if settings.pidfile is not None else None
         self._service_manager = ServiceManager()
 
@@ -33,8 +33,8 @@ class Process:
         keep_standard_descriptors()
         if self._pidfile is not None:
             self._pidfile.check()
-        if self._goes_into_background:
-            self._daemon = go_into_background()
+        if self._daemon:
+            go_into_background()
         if failure := self._open_journal(settings):
             raise StartError(f"can't open logfile {settings.logfile}: {failure}")
 
@@ -46,16 +46,17 @@ class Process:
             return error.strerror or str(error)
         return ""
 
-    def settle(self, files: Iterable[Path | None]) -> None:
-        """After what only root may read was read, and before anything is listened on: become the user.
+    def settle(self, loaded: Loaded) -> None:
+        """Become the user, after what only root may read was read, and before anything is listened on.
 
-        Tell which of `files` can't be read again by then. Raises StartError.
+        What can't be read again by then, the log tells. Raises StartError.
         """
-        settings = self._settings
-        if settings.user:
-            become(settings.user, [settings.logfile] if settings.logfile is not None else [])
-            for path in unreadable(files):
-                self.log.warning("file_not_readable", file=str(path), user=settings.user)
+        user, logfile = self._settings.user, self._settings.logfile
+        if user:
+            become(user, [logfile] if logfile is not None else [])
+            for path in files_of(loaded):
+                if not os.access(path, os.R_OK):
+                    self.log.warning("file_not_readable", file=str(path), user=user)
         if os.geteuid() == 0:
             self.log.warning("running_as_root", advice="set user, or start it as another user: it needs no privileges")
 
@@ -63,34 +64,44 @@ class Process:
         """It serves. Raises StartError."""
         if self._pidfile is not None:
             self._pidfile.write()
-        if self._daemon is not None:
-            self._daemon.ready()
+        if self._daemon:
+            tell_ready()
         self._service_manager.ready()
 
     def reloading(self) -> None:
         """The configuration will be read again."""
         self._service_manager.reloading()
 
-    def reloaded(self, settings: Settings) -> None:
-        """These settings are in force, or still are: go by them, and open the logfile by its name again."""
+    def follow(self, settings: Settings) -> None:
+        """Log as these settings say from now on, and open the logfile by its name again."""
         if failure := self._open_journal(settings):
             self.log.error("logfile_not_opened", file=str(settings.logfile), error=failure)
+
+    def reloaded(self) -> None:
+        """The configuration was read again."""
         self._service_manager.ready()
 
     def stopping(self) -> None:
         """It will end."""
         self._service_manager.stopping()
 
-    def failed(self, message: str) -> bool:
-        """It can't start: tell whoever waits for the daemon; False if nobody does."""
-        if self._daemon is None:
-            return False
-        self.log.error("start_failed", error=message)
-        self._daemon.failed(f"pgfunnel: {message}")
-        return True
+    def failed(self, message: str) -> None:
+        """It can't start: say so in the log, too, where that is not standard error."""
+        if self._quiet:
+            self.log.error("start_failed", error=message)
 
     def leave(self) -> None:
         """The end."""
         if self._pidfile is not None:
             self._pidfile.remove()
         self.journal.close()
+
+
+def files_of(loaded: Loaded) -> Iterator[Path]:
+    """Yield the files that a reload reads."""
+    if loaded.file is not None:
+        yield loaded.file
+    for name in Settings.model_fields:
+        value = getattr(loaded.settings, name)
+        if name.endswith("_file") and isinstance(value, Path):
+            yield value
