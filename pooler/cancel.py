@@ -6,13 +6,15 @@ What is for a client of another process goes there.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import Final, Protocol
 
-from pooler.client import Clients
-from pooler.dial import ConnectFailedError, ServerTls, dial, encrypt
+from pooler.address import Address
+from pooler.client import Clients, ClientSession
+from pooler.dial import ConnectFailedError, Conversation, ServerTls, dial, encrypt
 from pooler.peers import Peers, as_given_out, key_for_peers
 from pooler.reasons import Reason
 from pooler.server import ServerSession
@@ -26,6 +28,22 @@ CLOSE_S: Final = 1.0
 """How long the cancels for what nobody waits for any more may take at a shutdown."""
 
 _process_id = Struct("!I").pack
+
+
+class Beside(Protocol):
+    """A server connection that is one client's alone."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection."""
+
+    @property
+    def key(self) -> bytes:
+        """Its cancel key."""
+
+    @property
+    def peer(self) -> Address:
+        """Where it leads."""
 
 
 class Canceller:
@@ -51,6 +69,9 @@ class Canceller:
         self._places = asyncio.Semaphore(MAX_AT_ONCE)
         self._under_way: dict[ServerSession, asyncio.Task[None]] = {}
         self._sent: set[ServerSession] = set()
+        self.beside: Callable[[bytes], Beside | None] = lambda _key: None
+        """Finds the server connection of a client that has one for itself, by its cancel key (replication)."""
+        self._under_way_beside: set[asyncio.Task[None]] = set()
 
     def new_key(self, client: int, secret_size: int) -> bytes:
         """Return a key for a new client: a process id and a secret.
@@ -66,18 +87,52 @@ class Canceller:
     def cancel_client(self, key: bytes, done: Callable[[], None]) -> None:
         """Cancel what the client with `key` is doing, if there is one and it is doing anything; then call `done`."""
         task = None
-        client = self._clients.get(key)
-        if client is None and self._peers is not None and self._peers.own_id:
-            client = self._clients.get(as_given_out(key))
-            task = self._peers.forward(key) if client is None else None
+        client, beside = self._find(key)
+        if client is None and beside is None and self._peers is not None and self._peers.own_id:
+            client, beside = self._find(as_given_out(key))
+            task = self._peers.forward(key) if client is None and beside is None else None
         if client is not None and client.waiting:
             client.cancel_waiting()
         elif client is not None and (server := client.server) is not None and _runs_for_its_client(server):
             task = self.cancel_server(server)
+        elif beside is not None:
+            task = self._cancel_beside(beside)
         if task is not None:
             task.add_done_callback(lambda _: done())
         else:
             done()
+
+    def _find(self, key: bytes) -> "tuple[ClientSession | None, Beside | None]":
+        client = self._clients.get(key)
+        return client, self.beside(key) if client is None else None
+
+    def _cancel_beside(self, server: "Beside") -> asyncio.Task[None]:
+        task = asyncio.create_task(self._deliver_beside(server))
+        self._under_way_beside.add(task)
+        task.add_done_callback(self._under_way_beside.discard)
+        return task
+
+    async def _deliver_beside(self, server: "Beside") -> None:
+        """Deliver a cancel that can hit no other client, however late it comes."""
+        with contextlib.suppress(TimeoutError, OSError, ConnectFailedError):
+            async with asyncio.timeout(self.timeout_s or None), self._places:
+                conversation = await self._dial(server)
+                try:
+                    conversation.transport.write(cancel_request(server.key))
+                    await conversation.until_lost()
+                finally:
+                    conversation.transport.abort()
+
+    async def _dial(self, server: "ServerSession | Beside") -> Conversation:
+        """Reach the Postgres of a connection, encrypted if that is."""
+        conversation = await dial(*server.peer)
+        if isinstance(server.transport, TlsConnection) and self.tls is not None:
+            try:
+                await encrypt(conversation, server.peer.host, self.tls)
+            except BaseException:
+                conversation.transport.abort()
+                raise
+        return conversation
 
     @property
     def under_way(self) -> dict[ServerSession, bool]:
@@ -113,10 +168,8 @@ class Canceller:
         # Each time there was something to wait for, the query may have ended: then there is nothing to cancel.
         if server.exchange.quiet or server.transport.is_closing():
             return
-        conversation = await dial(*server.peer)
+        conversation = await self._dial(server)
         try:
-            if isinstance(server.transport, TlsConnection) and self.tls is not None:
-                await encrypt(conversation, server.peer[0], self.tls)
             if not server.exchange.quiet:
                 errand.sent = True
                 self._sent.add(server)
@@ -128,7 +181,7 @@ class Canceller:
 
     async def close(self) -> None:
         """Let what is under way arrive, for a moment; give up the rest."""
-        tasks = list(self._under_way.values())
+        tasks = [*self._under_way.values(), *self._under_way_beside]
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S)
         for task in tasks:

@@ -18,6 +18,7 @@ from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
+from pooler.replication import Passages
 from pooler.server import ServerSession
 from pooler.session_state.advice import advise
 from pooler.sockets import has_hung_up
@@ -59,6 +60,7 @@ class Premises(NamedTuple):
     reloadables: Sequence[Reloadable]
     has_clients: Callable[[ServerPool], bool]
     now: Callable[[], float]
+    passages: Passages
 
 
 class Janitor:
@@ -104,6 +106,8 @@ class Janitor:
                 else:
                     self._sweep_free(pool, server, now)
             pool.grow(now)
+            pool.stats.fold()
+        premises.passages.sweep()
         for cap in premises.pools.caps:
             if cap.full:
                 cap.relieve(now, PATIENCE_S)

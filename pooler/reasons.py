@@ -48,6 +48,7 @@ class Reason(StrEnum):
     POOL_IDLE_TIMEOUT = "pool_idle_timeout"  # s: no client has been in its pool for that long
     RECONNECT = "reconnect"  # s: by RECONNECT on the console, or a reload has changed where it leads
     PAUSED = "paused"  # s: by PAUSE or KILL on the console
+    REPLICATION_OVER = "replication_over"  # s: it was for one client alone, which has gone
     SERVER_CHECK_FAILED = "server_check_failed"  # s
     SERVER_RESET_FAILED = "server_reset_failed"  # s
     SERVER_UNCLEAN = "server_unclean"  # s: its client left it in a state that could not be undone

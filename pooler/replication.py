@@ -57,8 +57,6 @@ class PassageDuties(NamedTuple):
     """How long its clients may wait for a connection; 0 = no limit."""
     retry_s: Callable[[], float]
     """The longest pause after a failed attempt."""
-    cancel: Callable[[Login], Awaitable[None]]
-    """Have Postgres cancel what runs on a connection; errors are nobody's."""
     ended: "Callable[[Passage, Ending], None]"
     """Log and count."""
     linger: Callable[[asyncio.Transport], None]
@@ -76,7 +74,6 @@ class Passages:
         self._open: dict[bytes, Passage] = {}
         """By the cancel keys of the clients."""
         self._openings: dict[Guest, _Opening] = {}
-        self._cancels: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> "Iterator[Passage]":
         return iter(list(self._open.values()))
@@ -112,16 +109,10 @@ class Passages:
         self.duties.ended(passage, ending)
         passage.pool.give_back_aside(self.duties.now())
 
-    def cancel(self, key: bytes, done: Callable[[], None]) -> bool:
-        """Cancel what the client with `key` is doing, and call `done`; False if there is no such client here."""
+    def server_of(self, key: bytes) -> Login | None:
+        """Return the server connection of the client with this cancel key, if there is such a client here."""
         passage = self._open.get(key)
-        if passage is None:
-            return False
-        task = asyncio.ensure_future(self.duties.cancel(passage.login))
-        self._cancels.add(task)
-        task.add_done_callback(self._cancels.discard)
-        task.add_done_callback(lambda _: done())
-        return True
+        return passage.server if passage is not None else None
 
     def sweep(self) -> None:
         """End what leads to where its pool does not lead any more: unlike others, it never comes back by itself."""
@@ -136,16 +127,13 @@ class Passages:
                 passage.end(ending)
         return bool(self._open)
 
-    async def close(self, ending: Ending) -> None:
+    def close(self, ending: Ending) -> None:
         """End them all."""
         self.closed = True
         for guest in list(self._openings):
             guest.end(ending)
         for passage in self:
             passage.end(ending)
-        for task in self._cancels:
-            task.cancel()
-        await asyncio.gather(*self._cancels, return_exceptions=True)
 
 
 @final
@@ -236,7 +224,6 @@ class Passage:
         "_goodbyes",
         "_passages",
         "_replies",
-        "client_id",
         "connected_at",
         "ended",
         "era",
@@ -244,8 +231,8 @@ class Passage:
         "key",
         "login",
         "pool",
+        "server",
         "server_id",
-        "startup",
         "transport",
     )
 
@@ -255,9 +242,10 @@ class Passage:
         self.server_id = passages.duties.next_id()
         self.pool = pool
         self.era = era
-        self.startup = guest.startup
+        self.login = guest.startup
+        """As the client came."""
         self.transport = guest.transport
-        self.login = login
+        self.server = login
         self.key = b""
         """The cancel key that the client was given."""
         self.connected_at = passages.duties.now()
@@ -267,20 +255,24 @@ class Passage:
         self._goodbyes = Boundaries(bytes((TERMINATE,)))
         self._replies = Boundaries(_TOLD_BY_SERVER)
 
-    def begin(self, key: bytes) -> None:
-        """The client has its welcome: from now on everything is passed on."""
+    def begin(self, key: bytes, early: bytes) -> None:
+        """The client has its welcome: from now on everything is passed on, `early` is what it has sent already."""
         self.key = key
         self._passages.joined(self)
-        server = self.login.transport
-        self.transport.set_protocol(_Side(server, self._asks, self._client_lost))
+        server = self.server.transport
+        asking = _Side(server, self._asks, self._client_lost)
+        self.transport.set_protocol(asking)
         server.set_protocol(_Side(self.transport, self._answers, self._server_lost))
         if server.is_closing():
             self._server_lost()
+        elif early:
+            self.transport.resume_reading()
+            asking.data_received(early)
 
     @property
     def kind(self) -> Replication:
         """Logical or physical."""
-        return self.startup.replication
+        return self.login.replication
 
     @property
     def busy(self) -> bool:
@@ -317,7 +309,7 @@ class Passage:
         if ending.sqlstate and self._replies.between:
             self.transport.write(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
         self._passages.duties.linger(self.transport)
-        server = self.login.transport
+        server = self.server.transport
         if self._goodbyes.between and self._goodbyes.last != TERMINATE and not server.is_closing():
             server.write(GOOD_BYE)
         self._passages.duties.linger(server)

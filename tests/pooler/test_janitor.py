@@ -73,6 +73,7 @@ class Watch:
                 (),
                 lambda _: True,
                 self.house.now,
+                cast("Any", SimpleNamespace(sweep=lambda: None)),
             )
         )
 

@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from itertools import count
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 
 from config.access import Access
 from config.authentication import AuthType
+from config.settings import Settings
 from pooler.access.gate import Gate
 from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
@@ -30,7 +33,13 @@ class Door:
     """Lets strangers in, to a house."""
 
     def __init__(
-        self, auth_type: AuthType = "trust", *, places: int = 10, strangers: int = 1000, failure_delay: float = 0.0
+        self,
+        auth_type: AuthType = "trust",
+        *,
+        places: int = 10,
+        strangers: int = 1000,
+        failure_delay: float = 0.0,
+        disable_pqexec: bool = False,
     ) -> None:
         self.house = House()
         self.lobby = Lobby(places, strangers, Boundless())
@@ -49,7 +58,13 @@ class Door:
             cancel=lambda key, done: self.cancels.append((key, done)),
             new_key=Canceller(self.clients, 0.0, lambda *_: None).new_key,
             pool_of=lambda *_: self.house.pool,
+            passed_on=lambda *_: None,
             fittings=Fittings(lambda _: self.house.sharing, self.house.now),
+            passages=cast("Any", None),
+            current=cast(
+                "Any",
+                SimpleNamespace(settings=Settings(upstream="postgresql://localhost", disable_pqexec=disable_pqexec)),
+            ),
             linger=self._linger,
             turn_away=self.throttle.turn_away,
             now=self.house.now,
@@ -284,7 +299,7 @@ def test_the_next_in_the_queue_gets_a_free_place() -> None:
 
 
 def test_many_in_the_queue_who_are_all_refused_are_no_deep_recursion() -> None:
-    door = Door(places=1)
+    door = Door(places=1, disable_pqexec=True)
     _, first = door.knock()
     first.receive(startup())
     for _ in range(500):
