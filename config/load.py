@@ -5,7 +5,7 @@ Which of several values counts is decided here; they are judged in config.valida
 
 import sys
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -132,14 +132,6 @@ def changed(old: Loaded, new: Loaded) -> frozenset[str]:
     )
 
 
-def reload_access(loaded: Loaded) -> Access:
-    """Read the files that say who may log in again. Raises ConfigurationError with all mistakes."""
-    access, mistakes = _read_access(loaded.given)
-    if mistakes:
-        raise ConfigurationError([str(mistake) for mistake in mistakes])
-    return admission.complete(loaded.settings, access)
-
-
 def _load(origin: Origin) -> Loaded:
     command_line, environment = read_command_line(origin.argv), read_environment(origin.environ)
     mistakes: list[str] = []
@@ -198,27 +190,31 @@ def _judge(unjudged: Loaded, mistakes: list[str]) -> Loaded:
             f"{given[each.setting].source.name}: {each.text} ({given[each.setting].source.place})"
             for each in wrong_files
         ),
-        *_wrong_together(unjudged),
+        *_two_of_a_kind(unjudged),
     ]
-    if settings is not None and not mistakes:
+    if settings is None:
+        raise ConfigurationError(mistakes)
+    mistakes.extend(_unfit_for_the_background(settings) if unjudged.daemon else ())
+    if not mistakes:
         access = admission.complete(settings, access)
-        mistakes = [*admission.mistakes(settings, unjudged.directory, access)]
-    if settings is None or mistakes:
+        mistakes.extend(admission.mistakes(settings, unjudged.directory, access))
+    if mistakes:
         raise ConfigurationError(mistakes)
     sources = {name: given[name].source if name in given else Source(name, DEFAULT) for name in Settings.model_fields}
     return replace(unjudged, settings=settings, sources=sources, access=access)
 
 
-def _wrong_together(unjudged: Loaded) -> list[str]:
-    """Return what is wrong with settings, entries and flags as a whole."""
-    given, directory = unjudged.given, unjudged.directory
-    mistakes = []
-    if _is_given(given, "upstream") and FALLBACK in directory.databases:
-        source = given["upstream"].source
-        mistakes.append(f"{source.name}: [databases] has an entry {FALLBACK} too: leave out one ({source.place})")
-    if unjudged.daemon and not _is_given(given, "pidfile"):
-        mistakes.append("-d: it takes a pidfile (command line)")
-    return mistakes
+def _two_of_a_kind(unjudged: Loaded) -> Iterator[str]:
+    if _is_given(unjudged.given, "upstream") and FALLBACK in unjudged.directory.databases:
+        source = unjudged.given["upstream"].source
+        yield f"{source.name}: [databases] has an entry {FALLBACK} too: leave out one ({source.place})"
+
+
+def _unfit_for_the_background(settings: Settings) -> Iterator[str]:
+    if settings.pidfile is None:
+        yield "-d: it takes a pidfile (command line)"
+    if settings.logfile is None and not settings.syslog:
+        yield "-d: it takes a logfile or syslog, as nobody would read standard error (command line)"
 
 
 def _read_access(given: Mapping[str, Given]) -> tuple[Access, list[Mistake]]:

@@ -26,7 +26,7 @@ class Row(NamedTuple):
     changeable: bool
 
 
-def rows(loaded: Loaded) -> Sequence[Row]:
+def shown(loaded: Loaded) -> Sequence[Row]:
     """Return all settings by name, also those of PgBouncer's that have no effect here, for whoever looks for them."""
     return [_row(loaded, name) for name in sorted((*Settings.model_fields, *WITHOUT_EFFECT))]
 

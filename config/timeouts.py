@@ -27,8 +27,8 @@ class Timeouts(BaseModel):
     )
     server_check_query: Text = Field(
         default=EMPTY_QUERY,
-        description=f"Query that proves a server connection to work; {EMPTY_QUERY} for an empty query, and empty for no "
-        "such proof.",
+        description=f"Query that proves a server connection to work; {EMPTY_QUERY} for an empty query, and empty for "
+        "no such proof.",
     )
     server_fast_close: Boolean = Field(
         default=False,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from config.errors import ConfigurationError
-from config.load import Loaded, load, reload_access
+from config.load import Loaded, load, reload
 
 UPSTREAM = "postgresql://app:secret@localhost/app"
 
@@ -83,7 +83,7 @@ def test_the_files_are_read_again(files: Path) -> None:
     loaded = load_files(files)
     (files / "auth_file").write_text('"bob" "hush"')
     (files / "auth_hba_file").write_text("local all all md5")
-    access = reload_access(loaded)
+    access = reload(loaded).access
     assert set(access.users) == {"bob", "app"}
     assert [rule.method for rule in access.rules] == ["md5"]
     assert set(loaded.access.users) == {"alice", "app"}
@@ -94,8 +94,8 @@ def test_read_again_with_mistakes_they_are_told_as_ever(files: Path) -> None:
     (files / "auth_hba_file").write_text("local all all md5 x")
     (files / "auth_ident_file").unlink()
     with pytest.raises(ConfigurationError) as raised:
-        reload_access(loaded)
+        reload(loaded)
     assert [mistake.split(" has ")[0] for mistake in raised.value.mistakes] == [
-        f"auth_hba_file: '{files / 'auth_hba_file'}' line 1",
-        f"auth_ident_file: '{files / 'auth_ident_file'}' cannot be read: No such file or directory",
+        f"--auth-hba-file: '{files / 'auth_hba_file'}' line 1",
+        f"--auth-ident-file: '{files / 'auth_ident_file'}' cannot be read: No such file or directory (command line)",
     ]
