@@ -96,8 +96,8 @@ class ClientSession(asyncio.Protocol):
         """Received, and not sent on: a request that is not yet whole, or that waits for a server."""
         self.waiting = False
         self.waiting_since = 0.0
-        self.idle_since = 0.0
-        """When the janitor first saw it idle; 0 = it has been served since."""
+        self.idle_since = self.connected_at
+        """When it connected, or when the janitor first saw it idle; 0 = it has been served since."""
         self.choked = False
         """It does not read what we have written."""
         self.leaving = False
@@ -228,7 +228,7 @@ class ClientSession(asyncio.Protocol):
         waited = now - self.waiting_since
         pool.stats.waits.note(waited)
         if waited >= pool.slow.wait:
-            pool.slow.waited(self, waited)
+            pool.slow.waited(pool, self, waited, len(pool.waiters))
         self.waiting = False
         data = self.pending
         self._link(server, data, now)

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar, final
 
 from pooler.reasons import Ending
-from pooler.slow import NOTHING, Slow
+from pooler.slow import Slow
 from pooler.statistics import Statistics, Work
 
 
@@ -152,11 +152,11 @@ class Pool(Generic[S]):
         mode: str = "transaction",
         caps: tuple[Cap[S], ...] = (),
         clock: Callable[[], float] = monotonic,
-        slow: Slow = NOTHING,
+        slow: Slow | None = None,
     ) -> None:
         """`open_server` begins to open a connection and returns; opened() or open_failed() tell how it went."""
         self.clock = clock
-        self.slow = slow
+        self.slow = slow or Slow()
         self.user = user
         self.database = database
         self._open = open_server

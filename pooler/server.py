@@ -59,6 +59,8 @@ class Borrower(Protocol):
     """Its settings now."""
     unnamed: Statement | None
     """Its unnamed statement."""
+    statements: dict[bytes, Statement] | None
+    """Its named statements."""
     pending: bytes
     """Requests that have not been sent on."""
 
@@ -295,7 +297,7 @@ class ServerSession(asyncio.Protocol):
         took = now - (self.asked or self.since)
         pool.stats.note_query(took)
         if took >= pool.slow.query:
-            pool.slow.queried(client, self.request, took)
+            pool.slow.queried(pool, client, self.request, took)
 
     def _look_back(self, client: Borrower, now: float) -> None:
         """A transaction is over, and maybe its last query with it."""
@@ -306,7 +308,7 @@ class ServerSession(asyncio.Protocol):
         took = now - self.since
         pool.stats.note_transaction(took)
         if took >= pool.slow.transaction:
-            pool.slow.transacted(client, self.request, took)
+            pool.slow.transacted(pool, client, self.request, took)
 
     def _count_lost(self) -> None:
         """What is under way for a client counts, though it will not be answered."""

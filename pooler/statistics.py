@@ -55,7 +55,7 @@ class Totals(NamedTuple):
 
 def sum_of(totals: Iterable[Totals]) -> Totals:
     """Return the sums."""
-    return Totals(*map(sum, zip(*totals, strict=True)))
+    return Totals(*map(sum, zip(Totals(), *totals, strict=True)))
 
 
 def averages(totals: Totals, before: Totals, seconds: float) -> Totals:
