@@ -19,6 +19,10 @@ from pooler.access.gate import Gate
 from pooler.access.lookups import Lookups
 from pooler.access.passthrough import Passthrough
 from pooler.access.throttle import Throttle
+from pooler.admin.consoles import Consoles
+from pooler.admin.office import Office, Service
+from pooler.admin.operations import Operations
+from pooler.admin.reception import Reception
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients
 from pooler.credentials.credential import Password
@@ -33,7 +37,7 @@ from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties, TlsOffer
 from pooler.metrics import Figures
-from pooler.peers import Peers
+from pooler.peers import Peers, as_given_out
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.report import Report
@@ -41,6 +45,7 @@ from pooler.server import ServerDuties
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import ignored_everywhere
 from pooler.sockets import ListenError, raise_descriptor_limit
+from pooler.statistics import Period
 from pooler.tally import Tally
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import WatchedContext, watch_client_context, watch_server_context
@@ -78,7 +83,7 @@ class Limits:
 class Parts:
     """All of them. Raises ValueError for what can't be used, and ListenError where there is no room for clients."""
 
-    def __init__(self, loaded: Loaded, log: Log) -> None:
+    def __init__(self, loaded: Loaded, log: Log, service: Service) -> None:
         self.current = Current(loaded)
         settings = loaded.settings
         self.log = log
@@ -94,6 +99,7 @@ class Parts:
         self._make_doors(settings)
         self._make_pools(settings)
         self._make_gate(settings)
+        self._make_console(service)
         self.login_duties = self._login_duties()
         self.janitor = Janitor(
             Premises(
@@ -185,6 +191,28 @@ class Parts:
             elsewhere=self.passthrough,
         )
 
+    def _make_console(self, service: Service) -> None:
+        self.period = Period(self.now())
+        self.consoles = Consoles()
+        office = Office(
+            service=service,
+            current=self.current,
+            pools=self.pools,
+            databases=self.databases,
+            clients=self.clients,
+            consoles=self.consoles,
+            lobby=self.lobby,
+            canceller=self.canceller,
+            peers=self.peers,
+            ledger=self.ledger,
+            library=self.library,
+            period=self.period,
+            hosts=dict,
+            now=self.now,
+        )
+        self.operations = Operations(office)
+        self.reception = Reception(office, self.operations, self.linger, self.report.console_ended, self.log)
+
     def _login_duties(self) -> LoginDuties:
         return LoginDuties(
             arrived=self.lobby.arrived,
@@ -202,6 +230,7 @@ class Parts:
             startups=StartupMemory(),
             gate=self.gate,
             clients=self.clients,
+            reception=self.reception,
             client_duties={mode: self._client_duties(mode) for mode in ("session", "transaction", "statement")},
             tls=self.tls_offer,
         )
@@ -305,7 +334,12 @@ class Parts:
 
     def _cancel(self, key: bytes, done: Callable[[], None]) -> None:
         self.tally.cancels += 1
-        self.canceller.cancel_client(key, done)
+        session = self.consoles.find(key) or self.consoles.find(as_given_out(key))
+        if session is not None:
+            session.cancel()
+            done()
+        else:
+            self.canceller.cancel_client(key, done)
 
     # --- changes while running
 

@@ -6,7 +6,7 @@ Costs little for whoever has not proven anything: a bounded buffer, no task, no 
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from pooler.access.candidate import Proof
 from pooler.access.gate import Gate
@@ -66,6 +66,19 @@ class TlsOffer(NamedTuple):
     required: bool
 
 
+class Reception(Protocol):
+    """Where those go who want the console."""
+
+    welcome: bytes
+    """The ParameterStatus messages for them."""
+
+    def knows(self, login: "ClientLogin") -> bool:
+        """Tell whether it need not prove who it is."""
+
+    def receive(self, login: "ClientLogin", key: bytes) -> asyncio.Protocol | Ending:
+        """Make a session of one that has proven it, or say why it may not have any. `key` is its cancel key."""
+
+
 class LoginDuties(NamedTuple):
     """What logins need of the rest of the pooler; one for all of them."""
 
@@ -96,6 +109,7 @@ class LoginDuties(NamedTuple):
     clients: Clients
     client_duties: Mapping[str, ClientDuties]
     """What sessions have to do, by the mode of their pool."""
+    reception: Reception
     tls: TlsOffer | None = None
     """None: there is no TLS here."""
 
@@ -343,7 +357,10 @@ class ClientLogin(asyncio.Protocol):
         if startup.negotiate:
             self.transport.write(negotiate_protocol_version(startup.minor, startup.unknown_options))
         self._stage = _DECISION
-        self._duties.gate.examine(self)
+        if self.at_console and self._duties.reception.knows(self):
+            self.let_in()
+        else:
+            self._duties.gate.examine(self)
 
     def ask(self, proof: Proof) -> None:
         """See Candidate."""
@@ -375,6 +392,9 @@ class ClientLogin(asyncio.Protocol):
 
     def let_in(self, out: bytes = b"", user: str = "") -> None:
         """See Candidate."""
+        if self.at_console:
+            self._enter_console(out)
+            return
         found = self._duties.pool_of(user or self.startup.user, self.startup.database)
         if isinstance(found, Ending):
             self.end(found)
@@ -439,6 +459,23 @@ class ClientLogin(asyncio.Protocol):
         duties.left(self, None)
         duties.joined(passage, self)
         passage.begin(key, self._buffer)
+
+    def _enter_console(self, out: bytes) -> None:
+        duties = self._duties
+        key = self._new_key()
+        session = duties.reception.receive(self, key)
+        if isinstance(session, Ending):
+            self.end(session)
+            return
+        self._stage = _POOL
+        welcome = duties.reception.welcome
+        self.transport.write(b"".join((out, AUTHENTICATION_OK, welcome, backend_key_data(key), READY_IDLE)))
+        self.ended = True
+        duties.left(self, None)
+        self.transport.set_protocol(session)
+        if self._buffer:
+            self.transport.resume_reading()
+            session.data_received(self._buffer)
 
     def _new_key(self) -> bytes:
         secret_size = _SECRET_SIZE if self.startup.minor < LONG_KEYS_MINOR else _LONG_SECRET_SIZE

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+from pooler.admin.session import ConsoleSession
 from pooler.client import Clients, ClientSession
 from pooler.current import Current
 from pooler.lobby import Lobby
@@ -101,6 +102,20 @@ class Report:
             self._log_client_end(session, ending, self._log.warning)
         elif self._current.settings.log_disconnections:
             self._log_client_end(session, ending, self._log.info)
+
+    def console_ended(self, session: ConsoleSession, ending: Ending) -> None:
+        """A client of the console has gone, or was sent away."""
+        self._lobby.place_free(session.login, beside=session.placed_beside)
+        self._count_ending(ending)
+        settings = self._current.settings
+        if settings.log_disconnections or (ending.sqlstate and settings.log_pooler_errors):
+            self._log.info(
+                "console_closed",
+                client=session.id,
+                reason=ending.reason.value,
+                user=session.login.user,
+                error=ending.message or None,
+            )
 
     def _log_client_end(self, session: ClientSession | Passage, ending: Ending, write: Callable[..., None]) -> None:
         write(

@@ -5,15 +5,15 @@ import contextlib
 import gc
 import signal
 from collections.abc import Mapping
-from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
 from config.errors import ConfigurationError
-from config.load import Loaded, reload
+from config.load import Loaded, reload, with_setting
 from pooler.assembly import Parts
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
+from pooler.shutdown import Shutdown
 from pooler.sockets import ListenError, listening_sockets
 from pooler.web import Web
 
@@ -22,20 +22,12 @@ _SHUTDOWN: Final = Ending(
 )
 
 
-class Shutdown(Enum):
-    """What the pooler waits for before it ends."""
-
-    WAIT_FOR_CLIENTS = auto()  # SIGTERM: busy clients finish their transaction
-    WAIT_FOR_SERVERS = auto()  # SIGINT: as above, but who waits for a server is sent away
-    IMMEDIATE = auto()  # SIGQUIT, or a second signal
-
-
 class Pooler:
     """One pgfunnel process."""
 
     def __init__(self, loaded: Loaded, log: Log) -> None:
         self.log = log
-        self.parts = Parts(loaded, log)
+        self.parts = Parts(loaded, log, self)
         self.current = self.parts.current
         self.accepting = False
         self.port = 0
@@ -141,10 +133,21 @@ class Pooler:
             exc_info=exception if isinstance(exception, BaseException) else None,
         )
 
-    def stop(self, how: Shutdown, signal_name: str = "") -> None:
-        """Begin to shut down; asked again, do so at once."""
-        if self._stopping is not None:
-            how = Shutdown.IMMEDIATE
+    def set(self, name: str, text: str) -> None:
+        """Change one setting until the next reload. Raises ConfigurationError; then nothing has changed."""
+        self.apply(with_setting(self.current.loaded, name, text))
+
+    @property
+    def stopping(self) -> bool:
+        """It is shutting down."""
+        return self._stopping is not None
+
+    def stop(self, how: Shutdown, signal_name: str) -> None:
+        """Begin to shut down, as a signal asks for; asked again, do so at once."""
+        self.shut_down(how if self._stopping is None else Shutdown.IMMEDIATE, signal_name)
+
+    def shut_down(self, how: Shutdown, signal_name: str = "") -> None:
+        """Begin to shut down, or go on in another way."""
         clients = len(self.parts.clients)
         self.log.info("shutting_down", how=how.name.lower(), signal=signal_name or None, clients=clients)
         self._stopping = how
@@ -178,7 +181,8 @@ class Pooler:
         """Send away every client that has nothing under way; True if some are left."""
         for client in list(self.parts.clients.values()):
             busy = client.server is not None and not client.server.exchange.settled
-            keep = busy or (client.waiting and self._stopping is Shutdown.WAIT_FOR_CLIENTS)
+            waits = client.waiting and not client.pool.paused
+            keep = busy or (waits and self._stopping is Shutdown.WAIT_FOR_CLIENTS)
             if not keep:
                 client.end(_SHUTDOWN)
         cleaning = any(server.cleaning for pool in self.parts.pools for server in pool.servers)
@@ -188,6 +192,8 @@ class Pooler:
         parts = self.parts
         for client in list(parts.clients.values()):
             client.end(_SHUTDOWN)
+        for session in parts.consoles:
+            session.end(_SHUTDOWN)
         parts.throttle.close()
         parts.janitor.stop()
         await parts.canceller.close()
