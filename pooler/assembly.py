@@ -33,6 +33,7 @@ from pooler.databases import Databases
 from pooler.dial import ServerTls
 from pooler.fitting import Fittings
 from pooler.janitor import Janitor, Premises
+from pooler.keeper import Keeper
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties, TlsOffer
@@ -40,10 +41,12 @@ from pooler.metrics import Figures
 from pooler.peers import Peers, as_given_out
 from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
+from pooler.replication import PassageDuties, Passages
 from pooler.report import Report
 from pooler.server import ServerDuties
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import ignored_everywhere
+from pooler.slow import Slow
 from pooler.sockets import ListenError, raise_descriptor_limit
 from pooler.statistics import Period
 from pooler.tally import Tally
@@ -100,6 +103,7 @@ class Parts:
         self._make_pools(settings)
         self._make_gate(settings)
         self._make_console(service)
+        self.keeper = Keeper(self.current, self.pools, self.period, self.slow, log, self.now)
         self.login_duties = self._login_duties()
         self.janitor = Janitor(
             Premises(
@@ -114,6 +118,8 @@ class Parts:
                 self.identities,
                 self.report.clients_of.__contains__,
                 self.now,
+                self.passages,
+                self.keeper,
             )
         )
         self.figures = Figures(
@@ -147,6 +153,8 @@ class Parts:
         )
         self.vault = Vault(self.current.loaded.credentials, sourced_passwords(settings, self.now), self.now)
         self.vault.brought.needed = self.report.has_clients
+        self.slow = Slow(self.log)
+        self.slow.apply(settings)
         self.pools = Pools(
             self.current,
             self.databases,
@@ -158,8 +166,22 @@ class Parts:
             self.log,
             self.library,
             self.ledger,
+            self.slow,
             self.now,
         )
+
+        self.passages = Passages(
+            PassageDuties(
+                log_in=self.pools.log_in_beside,
+                wait_s=lambda pool: self.pools.terms_of(pool).query_wait_timeout,
+                retry_s=lambda: self.current.settings.server_login_retry,
+                ended=self.report.passage_ended,
+                linger=self.linger,
+                now=self.now,
+                next_id=self.next_id,
+            )
+        )
+        self.canceller.beside = self.passages.server_of
 
     def _make_gate(self, settings: Settings) -> None:
         self.lookups = Lookups(
@@ -219,10 +241,13 @@ class Parts:
             identified=self.lobby.identified,
             left=self.report.login_left,
             joined=self.report.client_joined,
+            passed_on=self.report.passage_joined,
             cancel=self._cancel,
             new_key=self.canceller.new_key,
             pool_of=self._pool_of,
             fittings=Fittings(self.pools.sharing_of, self.now),
+            passages=self.passages,
+            current=self.current,
             linger=self.linger,
             turn_away=self.throttle.turn_away,
             now=self.now,
@@ -399,7 +424,7 @@ class Parts:
         ending = Ending(
             Reason.DATABASE_REMOVED, "57P01", f'database "{name}" was removed from the configuration of pgfunnel'
         )
-        for client in list(self.clients.values()):
+        for client in (*self.clients.values(), *self.passages):
             if client.pool.database == name:
                 client.end(ending)
 

@@ -13,6 +13,7 @@ from pooler.log import Log
 from pooler.login import ClientLogin
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
+from pooler.replication import Passage
 from pooler.server import ServerSession
 from pooler.tally import Tally
 from pooler.tls.connection import encryption
@@ -163,15 +164,18 @@ class Report:
 
     def server_ended(self, server: ServerSession, reason: Reason) -> None:
         """A server connection is gone."""
+        self._server_gone(server.id, server.pool, server.connected_at, reason)
+
+    def _server_gone(self, server: int, pool: Pool[ServerSession], connected_at: float, reason: Reason) -> None:
         self._tally.servers_ended[reason] += 1
         if self._current.settings.log_disconnections:
             self._log.info(
                 "server_closed",
-                server=server.id,
+                server=server,
                 reason=reason.value,
-                user=server.pool.user,
-                database=server.pool.database,
-                age_s=round(self._now() - server.connected_at, 1),
+                user=pool.user,
+                database=pool.database,
+                age_s=round(self._now() - connected_at, 1),
             )
 
     def cancel_failed(self, server: ServerSession, message: str) -> None:
