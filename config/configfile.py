@@ -24,11 +24,8 @@ class ConfigFile(Reading):
     """What holds instead of our own defaults."""
     notes: list[str] = field(default_factory=list)
     """Lines for the log."""
-
-    @property
-    def unread(self) -> bool:
-        """Nothing of it could be read, for a reason that is among the mistakes."""
-        return bool(self.mistakes) and not self.given and not self.directory.databases
+    may_have_databases: bool = False
+    """It has entries of databases, right or wrong; or could not be read, so that nobody knows."""
 
 
 def read_ini(path: Path) -> ConfigFile:
@@ -36,12 +33,20 @@ def read_ini(path: Path) -> ConfigFile:
     content = ini.read(path)
     reading = pgbouncer.read(content)
     directory, wrong = databases.from_ini(content)
-    return ConfigFile(reading.given, [*reading.mistakes, *wrong], directory, pgbouncer.defaults(), reading.notes)
+    unread = bool(content.mistakes) and not any(content.sections.values())
+    return ConfigFile(
+        given=reading.given,
+        mistakes=[*reading.mistakes, *wrong],
+        directory=directory,
+        defaults=pgbouncer.defaults(),
+        notes=reading.notes,
+        may_have_databases=bool(content.sections["databases"]) or unread,
+    )
 
 
 def read_toml(path: Path, named: Source) -> ConfigFile:
     """Read a TOML file: settings at its top level, and tables. `named` is what named the file."""
-    reading = ConfigFile()
+    reading = ConfigFile(may_have_databases=True)
     try:
         text = read_text(path)
         document = tomllib.loads(text)
@@ -53,6 +58,7 @@ def read_toml(path: Path, named: Source) -> ConfigFile:
         reading.mistakes.append(f"{named.name}: '{path}' {error} ({named.place})")
         return reading
 
+    reading.may_have_databases = "databases" in document
     lines = _lines(text)
     for key, value in document.items():
         source = Source(key, f"{str(path)!r} line {lines[key]}" if key in lines else repr(str(path)))

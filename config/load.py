@@ -151,7 +151,7 @@ def _load(origin: Origin) -> Loaded:
         given={**file.defaults, **given},
         origin=origin,
     )
-    if not (file.unread or _is_given(unjudged.given, "upstream") or file.directory.databases):
+    if not (file.may_have_databases or _is_given(unjudged.given, "upstream")):
         mistakes.append(_NO_DATABASE)
     return _judge(unjudged, mistakes)
 
