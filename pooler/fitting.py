@@ -5,15 +5,53 @@ come with parameters that were tried before, as functions always do, wait for no
 """
 
 from collections.abc import Callable
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
+from config.settings import Settings
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from pooler.session_state.sharing import Fitted, Sharing
 from protocol.messages import ErrorFields
+from protocol.startup import Startup
 
 Parameters = tuple[tuple[str, str], ...]
+
+TRACKED_BY_PGBOUNCER: Final = frozenset(
+    ("application_name", "client_encoding", "datestyle", "standard_conforming_strings", "timezone")
+)
+"""What it keeps track of for each client, in any case. It ignores none of these, whatever it is told."""
+
+
+def tracked_names(settings: Settings) -> frozenset[str]:
+    """Return the names, in lower case, of parameters that are tracked whatever else is set."""
+    return TRACKED_BY_PGBOUNCER | {name.lower() for name in settings.track_extra_parameters}
+
+
+def wanted(startup: Startup, settings: Settings) -> Parameters:
+    """Return the settings that a client gets of those that it asks for at its login.
+
+    Not what ignore_startup_parameters names. `options` stands there for all that are in it.
+    """
+    if not settings.ignore_startup_parameters:
+        return startup.settings
+    ignored = {name.lower() for name in settings.ignore_startup_parameters} - tracked_names(settings)
+    in_options = tracked_names(settings) if "options" in ignored else None
+    return tuple(
+        (name, value)
+        for name, value in startup.settings
+        if name.lower() not in ignored
+        and (in_options is None or name in startup.parameters or name.lower() in in_options)
+    )
+
+
+def passed_on(startup: Startup, settings: Settings) -> dict[str, str]:
+    """Return the startup parameters that a server connection of the client's own is opened with.
+
+    Its `options` may have more in them than settings, and are the server's to read.
+    """
+    ignored = {name.lower() for name in settings.ignore_startup_parameters} - tracked_names(settings) - {"options"}
+    return {name: value for name, value in startup.parameters.items() if name.lower() not in ignored}
 
 
 class Guest(Protocol):

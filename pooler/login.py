@@ -88,8 +88,10 @@ class LoginDuties(NamedTuple):
     """It has said who it is: go_on() is called once there is a place for it."""
     left: "Callable[[ClientLogin, Ending | None], None]"
     """It has become a session (None), or has ended: forget it, log and count."""
-    joined: "Callable[[ClientSession | Passage, ClientLogin], None]"
+    joined: "Callable[[ClientSession, ClientLogin], None]"
     """Log and count."""
+    passed_on: "Callable[[Passage, ClientLogin], None]"
+    """The same for who replicates."""
     cancel: Callable[[bytes, Callable[[], None]], None]
     """Cancel what the client with this cancel key is doing, and call back."""
     new_key: Callable[[int, int], bytes]
@@ -457,7 +459,7 @@ class ClientLogin(asyncio.Protocol):
         self.transport.write(b"".join((AUTHENTICATION_OK, welcome, backend_key_data(key), READY_IDLE)))
         self.ended = True
         duties.left(self, None)
-        duties.joined(passage, self)
+        duties.passed_on(passage, self)
         passage.begin(key, self._buffer)
 
     def _enter_console(self, out: bytes) -> None:

@@ -119,6 +119,7 @@ class Pool(Generic[S]):
         "min_size",
         "mode",
         "newcomers",
+        "notified",
         "on_loss",
         "opening",
         "paused",
@@ -193,6 +194,8 @@ class Pool(Generic[S]):
         """How many are being opened (PgBouncer: sv_login)."""
         self.waiters: OrderedDict[Waiter[S], None] = OrderedDict()
         self.newcomers: OrderedDict[Newcomer, None] = OrderedDict()
+        self.notified = 0.0
+        """Who has waited since then or longer has been told so (query_wait_notify)."""
         self.welcome = b""
         """The ParameterStatus messages that newcomers are told; empty until a server has been seen."""
         self.use_reserve = False

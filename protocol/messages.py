@@ -58,6 +58,15 @@ class ErrorFields(NamedTuple):
 
 def error_response(fields: ErrorFields) -> bytes:
     """Return an ErrorResponse."""
+    return message(b"E", _fields(fields))
+
+
+def notice(text: str, detail: str = "") -> bytes:
+    """Return a NoticeResponse."""
+    return message(b"N", _fields(ErrorFields("NOTICE", "00000", text, detail)))
+
+
+def _fields(fields: ErrorFields) -> bytes:
     parts = [
         b"S" + cstring(fields.severity),
         b"V" + cstring(fields.severity),
@@ -68,7 +77,7 @@ def error_response(fields: ErrorFields) -> bytes:
         parts.append(b"D" + cstring(fields.detail))
     if fields.hint:
         parts.append(b"H" + cstring(fields.hint))
-    return message(b"E", b"".join(parts) + b"\0")
+    return b"".join(parts) + b"\0"
 
 
 def fatal(sqlstate: str, text: str, detail: str = "", hint: str = "") -> bytes:

@@ -134,18 +134,22 @@ def _read_startup(code: int, body: bytes) -> Startup:
     user = parameters.pop("user", "")
     if not user:
         raise NoUserError
+    database = parameters.pop("database", "") or user
     unknown = [name for name in parameters if name.startswith("_pq_.")]
     for name in unknown:
         del parameters[name]
+    replication = _replication(parameters.get("replication", "off"))
+    # What replicates has a server connection of its own, which is opened with all that the client says.
+    settings = session_parameters(parameters) if replication is Replication.NONE else {}
     return Startup(
         user=user,
-        database=parameters.pop("database", "") or user,
+        database=database,
         minor=min(minor, NEWEST_MINOR),
         negotiate=minor > NEWEST_MINOR or bool(unknown),
         unknown_options=unknown,
         parameters=parameters,
-        settings=tuple(session_parameters(parameters).items()),
-        replication=_replication(parameters.get("replication", "off")),
+        settings=tuple(settings.items()),
+        replication=replication,
     )
 
 

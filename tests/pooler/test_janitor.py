@@ -74,6 +74,7 @@ class Watch:
                 lambda _: True,
                 self.house.now,
                 cast("Any", SimpleNamespace(sweep=lambda: None)),
+                cast("Any", SimpleNamespace(round=lambda: None)),
             )
         )
 
@@ -106,6 +107,30 @@ def test_a_client_waits_no_longer_than_query_wait_timeout() -> None:
     assert watch.lasts(client, 5) is Reason.QUERY_WAIT_TIMEOUT
     assert b"query_wait_timeout" in sent(wire(client))
     assert not watch.house.pool.waiters
+
+
+def test_who_waits_long_is_told_so_once() -> None:
+    watch = Watch(query_wait_notify=5)
+    first, second = watch.client(), watch.client()
+    wire(first).receive(query())
+    watch.walk(2)
+    wire(second).receive(query())
+    watch.walk(2.9)
+    assert sent(wire(first)) == b""
+    watch.walk(1)
+    assert b"client being queued" in sent(wire(first))
+    assert sent(wire(second)) == b""
+    watch.walk(60)
+    assert sent(wire(first)) == b""
+    assert b"Clients that came earlier: 1." in sent(wire(second))
+
+
+def test_nobody_is_told_without_query_wait_notify() -> None:
+    watch = Watch(query_wait_notify=0)
+    client = watch.client()
+    wire(client).receive(query())
+    watch.walk(60)
+    assert sent(wire(client)) == b""
 
 
 def test_a_query_runs_no_longer_than_query_timeout() -> None:
