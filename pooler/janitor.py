@@ -14,6 +14,7 @@ from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
 from pooler.current import Current
 from pooler.hold import PARTING, PINNED
+from pooler.keeper import Keeper
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
@@ -24,6 +25,7 @@ from pooler.session_state.advice import advise
 from pooler.sockets import has_hung_up
 from pooler.tls.handshakes import Handshakes
 from protocol.kinds import IDLE
+from protocol.messages import notice
 
 ROUND_S: Final = 1 / 3
 """Seconds between rounds; as PgBouncer's."""
@@ -61,6 +63,7 @@ class Premises(NamedTuple):
     has_clients: Callable[[ServerPool], bool]
     now: Callable[[], float]
     passages: Passages
+    keeper: Keeper
 
 
 class Janitor:
@@ -69,10 +72,12 @@ class Janitor:
     def __init__(self, premises: Premises) -> None:
         self._premises = premises
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._rounds = 0
 
     def start(self) -> None:
         """Begin."""
+        self._due = self._premises.now() + ROUND_S
         self._timer = asyncio.get_running_loop().call_later(ROUND_S, self._walk)
 
     def stop(self) -> None:
@@ -82,6 +87,7 @@ class Janitor:
             self._timer = None
 
     def _walk(self) -> None:
+        self._premises.keeper.late(self._premises.now() - self._due)
         self.start()
         self.round()
 
@@ -96,6 +102,7 @@ class Janitor:
         for pool in premises.pools:
             terms = premises.pools.terms_of(pool)
             self._sweep_queues(pool, terms, now)
+            self._notify_waiting(pool, now)
             self._sweep_hung_up(pool)
             self._retire_oldest(pool, terms, now)
             for server in list(pool.servers):
@@ -106,7 +113,6 @@ class Janitor:
                 else:
                     self._sweep_free(pool, server, now)
             pool.grow(now)
-            pool.stats.fold()
         premises.passages.sweep()
         for cap in premises.pools.caps:
             if cap.full:
@@ -114,6 +120,7 @@ class Janitor:
         self._sweep_idle_clients(now)
         premises.pools.sweep(premises.has_clients, now)
         premises.departures.sweep(now)
+        premises.keeper.round()
         self._rounds += 1
         if self._rounds % ROUNDS_BETWEEN_LOOKS == 0:
             for reloadable in premises.reloadables:
@@ -157,6 +164,23 @@ class Janitor:
                     hint=self._advice(pool),
                 )
             )
+
+    def _notify_waiting(self, pool: ServerPool, now: float) -> None:
+        """Tell, once, whoever waits for so long. None of its requests is being answered: it has no server."""
+        patience = self._premises.current.settings.query_wait_notify
+        told = pool.notified
+        for ahead, client in enumerate(pool.waiters):
+            if not 0 < patience <= now - client.waiting_since:
+                break
+            if client.waiting_since > pool.notified and isinstance(client, ClientSession):
+                told = max(told, client.waiting_since)
+                client.transport.write(
+                    notice(
+                        "No server connection available in postgres backend, client being queued",
+                        f"Clients that came earlier: {ahead}. Connections of the pool: {len(pool.servers)}.",
+                    )
+                )
+        pool.notified = told
 
     def _sweep_hung_up(self, pool: ServerPool) -> None:
         """Send away who waits and has gone, unnoticed because so much was unread that reading was stopped."""

@@ -17,7 +17,7 @@ from config.percent import Percent
 from config.pools import PoolMode
 from config.settings import Settings
 from config.terms import Terms, terms_for
-from pooler.connect import Login, LoginRefusedError, Target, log_in
+from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.brought import MOST_EACH
 from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
@@ -25,6 +25,7 @@ from pooler.credentials.vault import Vault
 from pooler.current import Current
 from pooler.databases import Databases, DatabaseState
 from pooler.dial import ConnectFailedError, ServerTls
+from pooler.hosts import Hosts
 from pooler.log import Log
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending, Reason
@@ -33,10 +34,11 @@ from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import policy_for
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Sharing
+from pooler.slow import Slow
 from pooler.sockets import keep_alive
 from pooler.tally import Tally
 from pooler.tls.connection import encryption
-from protocol.messages import TERMINATE, ErrorFields
+from protocol.messages import ErrorFields
 from protocol.parameters import Profiles
 from protocol.statements import Library
 
@@ -96,18 +98,21 @@ class Pools:
         databases: Databases,
         vault: Vault,
         tls: ServerTls | None,
+        hosts: Hosts,
         duties_of: Callable[[PoolMode], ServerDuties],
         next_id: Callable[[], int],
         tally: Tally,
         log: Log,
         library: Library,
         ledger: Ledger,
+        slow: Slow,
         now: Callable[[], float],
     ) -> None:
         self._current = current
         self.databases = databases
         self._vault = vault
         self.tls = tls
+        self._hosts = hosts
         self._duties_of = duties_of
         self._duties: dict[str, ServerDuties] = {}
         self._next_id = next_id
@@ -115,6 +120,7 @@ class Pools:
         self._log = log
         self._library = library
         self._ledger = ledger
+        self._slow = slow
         self._now = now
         self._profiles = Profiles()
         self.watchers: set[Callable[[], None]] = set()
@@ -175,7 +181,14 @@ class Pools:
         if user_cap is None:
             user_cap = self._user_caps[terms.user] = Cap(0)
         pool: ServerPool = Pool(
-            terms.user, terms.database, self._open, size=0, mode=terms.pool_mode, caps=(state.cap, user_cap)
+            terms.user,
+            terms.database,
+            self._open,
+            size=0,
+            mode=terms.pool_mode,
+            caps=(state.cap, user_cap),
+            clock=self._now,
+            slow=self._slow,
         )
         self._pools[terms.user, terms.database] = pool
         self._places[pool] = _Place(terms, self._new_sharing(terms))
@@ -298,7 +311,15 @@ class Pools:
             watcher()
 
     def sweep(self, used: Callable[[ServerPool], bool], now: float) -> None:
-        """Forget pools without clients: those of databases that are gone, of another mode, and those long unused."""
+        """Forget pools without clients: those of databases that are gone, of another mode, and those long unused.
+
+        And retire the connections whose host is not what it was any more.
+        """
+        self._hosts.sweep(
+            (server, place.terms.endpoint.target_session_attrs)
+            for pool, place in list(self._places.items())
+            for server in pool.servers.copy()
+        )
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
             if used(pool) or pool.waiters or pool.newcomers or pool.opening:
@@ -328,6 +349,7 @@ class Pools:
 
     async def _attempt(self, pool: ServerPool) -> None:
         era = pool.era
+        began = self._now()
         try:
             login = await self._log_in(self._places[pool])
         except ConnectFailedError as failure:
@@ -341,10 +363,11 @@ class Pools:
             self._retry_later(pool, self._now(), self._settings.server_login_retry)
             raise
         else:
+            pool.stats.connects.note(self._now() - began)
             if pool.era == era:
                 self._opened(pool, login)
             else:
-                _leave(login)
+                leave(login)
                 pool.open_failed(0.0, self._now())
                 self._retry(pool)
 
@@ -361,7 +384,7 @@ class Pools:
             self.upstream.answered(self._now())  # it does not let us in, but it is there
         else:
             self.upstream.answered(self._now())
-            _leave(login)
+            leave(login)
 
     def _somewhere(self) -> _Place | None:
         """Return a pool that stands for all of Postgres: one there is, or that of the upstream or the first entry."""
@@ -415,17 +438,7 @@ class Pools:
         self, terms: Terms, credential: Credential | None, parameters: Mapping[str, str] = _NO_PARAMETERS
     ) -> Login:
         endpoint = terms.endpoint
-        target = Target(
-            endpoint.hosts[0],
-            endpoint.port,
-            endpoint.user,
-            endpoint.dbname,
-            credential,
-            self.tls,
-            endpoint.channel_binding,
-        )
-        parameters = {**dict(endpoint.parameters), **parameters}
-        return await log_in(target, parameters, self._settings.server_connect_timeout)
+        return await self._hosts.log_in(endpoint, credential, self.tls, {**dict(endpoint.parameters), **parameters})
 
     # --- connections that clients' passwords have opened
 
@@ -453,7 +466,7 @@ class Pools:
             if pool is not None and pool.user == user and pool.take_place():
                 self._opened(pool, login)
                 return
-        _leave(login)
+        leave(login)
 
     def _opened(self, pool: ServerPool, login: Login) -> None:
         place = self._places[pool]
@@ -573,12 +586,6 @@ class Pools:
         for pool in self:
             for server in list(pool.servers):
                 server.end(Reason.SHUTDOWN)
-
-
-def _leave(login: Login) -> None:
-    """Close a connection that nobody needs."""
-    login.transport.write(TERMINATE)
-    login.transport.close()
 
 
 def _password_of(terms: Terms) -> Password | None:

@@ -18,6 +18,7 @@ from pooler.pool import Cap
 from pooler.pools import Pools, ServerPool
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
+from pooler.slow import Slow
 from pooler.tally import Tally
 from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE, ErrorFields, fatal
 from tests.pooler.house import House, query, wire
@@ -44,6 +45,7 @@ def pools_with(vault: Vault, port: int = 5432, limit: int = 0) -> Pools:
         log,
         house.library,
         Ledger(house.now, log),
+        Slow(log),
         house.now,
     )
 
