@@ -59,8 +59,9 @@ class Authentication(BaseModel):
     )
     auth_dbname: Text = Field(
         default="",
-        description="Database in which auth_query runs; empty for the upstream URL's, or else the one that is named "
-        "like auth_user. Never the one that a client asks for, as it is in PgBouncer.",
+        description="Database in which auth_query runs: the name of an entry of [databases], or of a database at the "
+        "upstream. Empty for the one that a client asks for if it has an entry; else for the upstream URL's, or that "
+        "which is named like auth_user.",
     )
     auth_query_max_age: Seconds = Field(
         default=60.0,

@@ -29,7 +29,7 @@ examples:
 """
 
 
-def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run the command and return its exit status: 0, 1 if a file could not be written, 2 for a wrong configuration."""
     parser = argparse.ArgumentParser(
         prog="pgfunnel config",
