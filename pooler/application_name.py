@@ -9,12 +9,12 @@ import socket
 import struct
 from typing import Final
 
+from pooler.session_state.session import APPLICATION_NAME
 from pooler.session_state.sharing import Fitted
 from protocol.kinds import PARAMETER_STATUS
 from protocol.messages import message, messages_in, parameter_status, text_of
 from protocol.parameters import Profiles
 
-NAME: Final = "application_name"
 _NAMELESS: Final = "app"
 """What PgBouncer calls a client that has no name."""
 _LONGEST: Final = 63
@@ -46,11 +46,11 @@ def with_host(name: str, origin: str) -> str:
 def add_host(fitted: Fitted, origin: str, profiles: Profiles) -> Fitted:
     """Return what a client with these parameters gets that comes from there."""
     settings = dict(fitted.profile.settings) if fitted.profile is not None else {}
-    name = with_host(text_of(settings.get(NAME, b"")), origin)
-    settings[NAME] = name.encode("utf-8", "surrogateescape")
+    name = with_host(text_of(settings.get(APPLICATION_NAME, b"")), origin)
+    settings[APPLICATION_NAME] = name.encode("utf-8", "surrogateescape")
     others = b"".join(
         message(b"S", payload)
         for kind, payload in messages_in(fitted.welcome)
-        if kind == PARAMETER_STATUS and not payload.startswith(NAME.encode() + b"\0")
+        if kind == PARAMETER_STATUS and not payload.startswith(APPLICATION_NAME.encode() + b"\0")
     )
-    return Fitted(profiles.of(settings), others + parameter_status(NAME, name))
+    return Fitted(profiles.of(settings), others + parameter_status(APPLICATION_NAME, name))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, final
 
 from config.settings import Settings
+from pooler.application_name import add_host
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
@@ -90,6 +91,10 @@ class Fittings:
                 fitting.serve(server)
         else:
             fitting.guests[guest] = None
+
+    def add_host(self, pool: Pool[ServerSession], fitted: Fitted, origin: str) -> Fitted:
+        """Return what parameters come to for a client that comes from there (application_name_add_host)."""
+        return add_host(fitted, origin, self._sharing_of(pool).profiles)
 
     def leave(self, pool: Pool[ServerSession], parameters: Parameters, guest: Guest) -> None:
         """`guest` does not wait any more."""

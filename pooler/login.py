@@ -10,14 +10,17 @@ from typing import Final, NamedTuple, Protocol, cast
 
 from pooler.access.candidate import Proof
 from pooler.access.gate import Gate
+from pooler.application_name import origin_of, with_host
 from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.current import Current
 from pooler.databases import CONSOLE
-from pooler.fitting import Fittings
+from pooler.extended_only import ExtendedOnly
+from pooler.fitting import Fittings, Parameters, passed_on, wanted
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.replication import Passage, Passages
 from pooler.server import ServerSession
+from pooler.session_state.session import APPLICATION_NAME
 from pooler.session_state.sharing import Fitted
 from pooler.tls.connection import TlsConnection, explain
 from pooler.tls.contexts import ALPN
@@ -32,6 +35,7 @@ from protocol.messages import (
     fatal,
     first_message,
     negotiate_protocol_version,
+    notice,
 )
 from protocol.startup import Cancel, Encryption, FirstPacket, Replication, Startup, StartupMemory
 
@@ -144,6 +148,7 @@ class ClientLogin(asyncio.Protocol):
         "_pool",
         "_proof",
         "_stage",
+        "_wanted",
         "ended",
         "id",
         "placed_beside",
@@ -167,6 +172,8 @@ class ClientLogin(asyncio.Protocol):
         self._encryption_asked: tuple[Encryption, ...] = ()
         self._direct = False
         """TLS has begun without an SSLRequest."""
+        self._wanted: Parameters = ()
+        """The settings that it gets of those that it asks for."""
         self.ended = False
         self.placed_beside = False
         """Its place is none of max_client_conn, as it has come for the console."""
@@ -405,9 +412,9 @@ class ClientLogin(asyncio.Protocol):
         pool = self._pool = found
         if self._replicates:
             self.transport.write(out)
-            self._duties.passages.begin(self, pool, self.startup.parameters)
+            self._duties.passages.begin(self, pool, self._server_parameters())
             return
-        settings = self.startup.settings
+        settings = self._wanted = wanted(self.startup, self._duties.current.settings)
         if settings:
             fitted = self._duties.fittings.find(pool, settings)
             if fitted is not None:
@@ -422,6 +429,15 @@ class ClientLogin(asyncio.Protocol):
             self._duties.fittings.begin(pool, settings, self)
         else:
             pool.greet(self, self._duties.now())
+
+    def _server_parameters(self) -> dict[str, str]:
+        """Return what a server connection of its own is opened with."""
+        settings = self._duties.current.settings
+        parameters = passed_on(self.startup, settings)
+        if settings.application_name_add_host:
+            origin = origin_of(self.transport, settings.listen_port)
+            parameters[APPLICATION_NAME] = with_host(parameters.get(APPLICATION_NAME, ""), origin)
+        return parameters
 
     # --- the welcome
 
@@ -439,24 +455,33 @@ class ClientLogin(asyncio.Protocol):
         duties = self._duties
         pool = self._pool
         key = self._new_key()
+        settings = duties.current.settings
+        if settings.application_name_add_host:
+            fitted = duties.fittings.add_host(pool, fitted, origin_of(self.transport, settings.listen_port))
         session = ClientSession(
             self.id, pool, self.transport, key, duties.client_duties[pool.mode], self.startup, fitted.profile
         )
         duties.clients[key] = session
-        self.transport.write(b"".join((out, AUTHENTICATION_OK, fitted.welcome, backend_key_data(key), READY_IDLE)))
+        self.transport.write(out + self._greeting(fitted.welcome, key))
         self.ended = True
         duties.left(self, None)
         duties.joined(session, self)
-        self.transport.set_protocol(session)
+        protocol = ExtendedOnly(session) if settings.disable_pqexec else session
+        self.transport.set_protocol(protocol)
         if self._buffer:
             self.transport.resume_reading()
-            session.data_received(self._buffer)
+            protocol.data_received(self._buffer)
+
+    def _greeting(self, welcome: bytes, key: bytes) -> bytes:
+        message = self._duties.current.settings.login_notify_message
+        told = notice(message) if message else b""
+        return b"".join((AUTHENTICATION_OK, welcome, backend_key_data(key), told, READY_IDLE))
 
     def pass_on(self, passage: Passage, welcome: bytes) -> None:
         """See replication.Guest."""
         duties = self._duties
         key = self._new_key()
-        self.transport.write(b"".join((AUTHENTICATION_OK, welcome, backend_key_data(key), READY_IDLE)))
+        self.transport.write(self._greeting(welcome, key))
         self.ended = True
         duties.left(self, None)
         duties.passed_on(passage, self)
@@ -503,8 +528,8 @@ class ClientLogin(asyncio.Protocol):
             self._pool.newcomers.pop(self, None)
             if self._replicates:
                 self._duties.passages.leave(self)
-            elif self.startup.settings:
-                self._duties.fittings.leave(self._pool, self.startup.settings, self)
+            elif self._wanted:
+                self._duties.fittings.leave(self._pool, self._wanted, self)
         self._duties.left(self, ending)
 
 

@@ -61,6 +61,7 @@ class Door:
             passed_on=lambda *_: None,
             fittings=Fittings(lambda _: self.house.sharing, self.house.now),
             passages=cast("Any", None),
+            reception=cast("Any", None),
             current=cast(
                 "Any",
                 SimpleNamespace(settings=Settings(upstream="postgresql://localhost", disable_pqexec=disable_pqexec)),
