@@ -3,20 +3,23 @@
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from config.errors import ConfigurationError
 from config.load import Loaded, reload, with_setting
 from pooler.assembly import Parts
-from pooler.log import Log
+from pooler.listening import Doors
+from pooler.process.process import Process
 from pooler.reasons import Ending, Reason
 from pooler.shutdown import Shutdown
-from pooler.sockets import ListenError, listening_sockets
+from pooler.sockets import ListenError
 from pooler.web import Web
 
+_JUST_CONNECTED_S: Final = 2.0
+"""How long a client that has connected may take to begin what it has connected for."""
 _SHUTDOWN: Final = Ending(
     Reason.SHUTDOWN, "57P01", "terminating connection: pgfunnel is shutting down", hint="Connect again."
 )
@@ -25,23 +28,24 @@ _SHUTDOWN: Final = Ending(
 class Pooler:
     """One pgfunnel process."""
 
-    def __init__(self, loaded: Loaded, log: Log) -> None:
-        self.log = log
-        self.parts = Parts(loaded, log, self)
+    def __init__(self, loaded: Loaded, process: Process) -> None:
+        self._process = process
+        self.log = process.log
+        self.parts = Parts(loaded, self.log, self)
         self.current = self.parts.current
         self.accepting = False
-        self.port = 0
         self._stopping: Shutdown | None = None
         self._stop_changed = asyncio.Event()
-        self._listeners: list[asyncio.Server] = []
-        self._socket_paths: list[Path] = []
+        self._doors = Doors()
         settings = loaded.settings
         self._web = Web(self.parts.figures, lambda: self.accepting, settings) if settings.metrics_addr else None
 
     # --- life
 
     async def run(self) -> None:
-        """Serve until a signal says otherwise. Raises ListenError."""
+        """Serve until a signal says otherwise. Raises ListenError or StartError."""
+        self._process.settle(self.current.loaded)
+        self._tell(self.current.loaded)
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._report)
         for number, how in (
@@ -61,7 +65,6 @@ class Pooler:
             await self._close()
 
     async def _start(self) -> None:
-        loop = asyncio.get_running_loop()
         settings = self.current.settings
         if self._web is not None:
             try:
@@ -69,20 +72,8 @@ class Pooler:
             except OSError as error:
                 where = f"{settings.metrics_addr} port {settings.metrics_port}"
                 raise ListenError(f"can't serve metrics on {where}: {error.strerror or error}") from None
-        # First all of them, so that nobody is let in if one address can't be listened on.
-        places = []
-        for sock in list(listening_sockets(settings)):
-            name = sock.getsockname()
-            if isinstance(name, str):
-                self._socket_paths.append(Path(name))
-                listener = await loop.create_unix_server(
-                    self.parts.new_local_login, sock=sock, backlog=settings.listen_backlog
-                )
-            else:
-                self.port = name[1]
-                listener = await loop.create_server(self.parts.new_login, sock=sock, backlog=settings.listen_backlog)
-            self._listeners.append(listener)
-            places.append(name if isinstance(name, str) else f"{name[0]}:{name[1]}")
+        places = await self._doors.open(settings, self.parts.new_login, self.parts.new_local_login)
+        self._process.ready()
         for place in places:  # once whoever waits for the first such line can come by any of them
             self.log.info("listening", on=place)
         self.accepting = True
@@ -96,8 +87,10 @@ class Pooler:
 
     def reload(self) -> None:
         """Read the configuration and all files again; what is wrong with them is logged, and changes nothing."""
+        self._process.reloading()
         with contextlib.suppress(ConfigurationError):
             self.try_reload()
+        self._process.reloaded()
 
     def try_reload(self) -> None:
         """As reload(). Raises ConfigurationError."""
@@ -105,6 +98,7 @@ class Pooler:
             self.apply(reload(self.current.loaded))
         except ConfigurationError as mistakes:
             error = "; ".join(mistakes.mistakes)
+            self._process.follow(self.current.settings)  # whatever is wrong, files that were renamed are let go
             self.log.error("reload_failed", error=error, advice="what was read before stays in use")  # noqa: TRY400
             raise
 
@@ -114,12 +108,18 @@ class Pooler:
             self.parts.apply(loaded)
         except ValueError as error:
             raise ConfigurationError([str(error)]) from None
+        self._process.follow(loaded.settings)
         self.log.info(
             "reloaded",
             users=len(loaded.access.users),
             rules=len(loaded.access.rules),
             databases=len(loaded.directory.databases),
         )
+        self._tell(loaded)
+
+    def _tell(self, loaded: Loaded) -> None:
+        for note in loaded.notes:
+            self.log.info("setting_note", note=note)
 
     def _ignore(self, signal_name: str) -> None:
         self.log.warning("signal_ignored", signal=signal_name)
@@ -149,6 +149,7 @@ class Pooler:
     def shut_down(self, how: Shutdown, signal_name: str = "") -> None:
         """Begin to shut down, or go on in another way."""
         clients = len(self.parts.clients)
+        self._process.stopping()
         self.log.info("shutting_down", how=how.name.lower(), signal=signal_name or None, clients=clients)
         self._stopping = how
         self._stop_changed.set()
@@ -156,7 +157,8 @@ class Pooler:
     async def _serve_until_stopped(self) -> None:
         await self._stop_changed.wait()
         self._stop_changed.clear()
-        self._stop_accepting()
+        self.accepting = False
+        await self._doors.close(at_once=self._stopping is Shutdown.IMMEDIATE)
         try:
             async with asyncio.timeout(self.current.settings.shutdown_timeout or None):
                 while self._stopping is not Shutdown.IMMEDIATE and self._drain():
@@ -166,27 +168,33 @@ class Pooler:
             seconds, clients = self.current.settings.shutdown_timeout, len(self.parts.clients)
             self.log.warning("shutdown_timeout", seconds=seconds, clients=clients)
 
-    def _stop_accepting(self) -> None:
-        self.accepting = False
-        for listener in self._listeners:
-            listener.close()
-        for path in self._socket_paths:
-            path.unlink(missing_ok=True)
+    def _drain(self) -> bool:
+        """Send away every client that has nothing under way; True if some are left."""
+        # Who has just come is served, if clients are waited for: it has been told by nobody to go elsewhere.
+        waits_for_clients = self._stopping is Shutdown.WAIT_FOR_CLIENTS
+        latest = self.parts.now() - _JUST_CONNECTED_S if waits_for_clients else math.inf
         lobby = self.parts.lobby
         for queue in (lobby.strangers, lobby.queue, lobby.proving):
             for login in list(queue):
-                login.end(_SHUTDOWN)
-
-    def _drain(self) -> bool:
-        """Send away every client that has nothing under way; True if some are left."""
+                if login.since <= latest:
+                    login.end(_SHUTDOWN)
         for client in list(self.parts.clients.values()):
             busy = client.server is not None and not client.server.exchange.settled
-            waits = client.waiting and not client.pool.paused
-            keep = busy or (waits and self._stopping is Shutdown.WAIT_FOR_CLIENTS)
-            if not keep:
+            waits = client.waiting and not client.pool.paused and waits_for_clients
+            has_just_come = client.idle_since == client.connected_at > latest
+            if not (busy or waits or has_just_come):
                 client.end(_SHUTDOWN)
+        replicating = self.parts.passages.drain(_SHUTDOWN)
         cleaning = any(server.cleaning for pool in self.parts.pools for server in pool.servers)
-        return bool(self.parts.clients or len(self.parts.departures) or cleaning)
+        return bool(
+            self.parts.clients
+            or lobby.strangers
+            or lobby.queue
+            or lobby.proving
+            or replicating
+            or len(self.parts.departures)
+            or cleaning
+        )
 
     async def _close(self) -> None:
         parts = self.parts
@@ -194,6 +202,7 @@ class Pooler:
             client.end(_SHUTDOWN)
         for session in parts.consoles:
             session.end(_SHUTDOWN)
+        parts.passages.close(_SHUTDOWN)
         parts.throttle.close()
         parts.janitor.stop()
         await parts.canceller.close()

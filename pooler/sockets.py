@@ -1,6 +1,8 @@
 """Sockets and their options: listening, keepalive, file descriptors."""
 
 import errno
+import grp
+import os
 import resource
 import select
 import socket
@@ -46,7 +48,8 @@ def listening_sockets(settings: Settings) -> Iterator[socket.socket]:
                 port = sock.getsockname()[1]  # the addresses share the port that the first was given
             yield sock
     if settings.unix_socket_dir is not None:
-        yield _unix_socket(Path(settings.unix_socket_dir) / f".s.PGSQL.{port}", settings.unix_socket_mode)
+        place = f"{settings.unix_socket_dir}/.s.PGSQL.{port}"
+        yield _abstract_socket(place) if place.startswith("@") else _unix_socket(Path(place), settings)
 
 
 def _resolve(address: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
@@ -63,6 +66,8 @@ def _tcp_socket(found: tuple[socket.AddressFamily, str], port: int, settings: Se
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.so_reuseport:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         keep_alive(sock, settings)
@@ -74,17 +79,46 @@ def _tcp_socket(found: tuple[socket.AddressFamily, str], port: int, settings: Se
     return sock
 
 
-def _unix_socket(path: Path, mode: int) -> socket.socket:
+def _unix_socket(path: Path, settings: Settings) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
         sock.setblocking(False)  # noqa: FBT003
         sock.bind(str(path))
-        path.chmod(mode)
+        if settings.unix_socket_group:
+            os.chown(path, -1, _group_id(settings.unix_socket_group))
+        path.chmod(settings.unix_socket_mode)
     except OSError as error:
         sock.close()
         raise ListenError(f"can't listen on {path}: {error.strerror or error}") from None
     return sock
+
+
+def _abstract_socket(place: str) -> socket.socket:
+    """Bind a socket that is in no directory: its name begins with a zero byte (unix(7)), which libpq writes as @."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)  # noqa: FBT003
+        sock.bind("\0" + place[1:])
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"can't listen on {place}: {error.strerror or error}") from None
+    return sock
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ListenError(f"unix_socket_group: there is no system group {name!r}") from None
+
+
+def place_of(sock: socket.socket) -> str:
+    """Return where a socket listens, as one writes it."""
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        return f"{name[0]}:{name[1]}"
+    return name if isinstance(name, str) else "@" + os.fsdecode(name[1:])
 
 
 def _remove_stale(path: Path) -> None:

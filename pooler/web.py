@@ -37,7 +37,15 @@ class Web:
     async def start(self) -> None:
         """Listen. Raises OSError."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.metrics_addr, self._settings.metrics_port, shutdown_timeout=1.0)
+        settings = self._settings
+        # A process that takes over listens before the old one has ended.
+        site = web.TCPSite(
+            self._runner,
+            settings.metrics_addr,
+            settings.metrics_port,
+            shutdown_timeout=1.0,
+            reuse_port=settings.so_reuseport,
+        )
         await site.start()
         self.port = self._runner.addresses[0][1]
 
