@@ -138,7 +138,7 @@ def test_reserve_is_used_once_clients_have_waited(
         holder.query("BEGIN")
         started = time.monotonic()
         assert second.query("BEGIN")[-1].payload == b"T"
-        assert time.monotonic() - started >= 0.5
+        assert 0.5 <= time.monotonic() - started < 4
         third.send(query("SELECT 3"))
         time.sleep(1)  # nothing tells that nothing happens
         assert backends() == 2
@@ -298,10 +298,12 @@ def test_attempts_at_a_postgres_in_trouble_are_few(pgfunnel: StartPgfunnel) -> N
 def test_silent_postgres_is_given_up_and_tried_again(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
     with FaultProxy(postgres.host, postgres.port) as proxy:
         pooler = pgfunnel(proxy.url(), server_connect_timeout=0.5, server_login_retry=0.5)
+        started = time.monotonic()
         proxy.stall()
         with ThreadPoolExecutor(1) as client:
             answer = client.submit(value, pooler)
             pooler.wait_for_log("reason=server_connect_timeout")
+            assert time.monotonic() - started < 10
             proxy.resume()
             assert answer.result(20) == "1"
 

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import StartPgfunnel
 from tests.support.certificates import Certificates, Pair
-from tests.support.pgfunnel import Pgfunnel, Setting
+from tests.support.pgfunnel import Pgfunnel, Setting, eventually
+from tests.support.scripted_server import ScriptedServer
 from tests.support.system_postgres import tls_postgres
-from tests.support.wire import SSL_REQUEST
+from tests.support.wire import SSL_REQUEST, startup
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,19 @@ def test_clients_agree_on_keys_by_the_parameters_of_client_tls_dheparams(
         return
     with shake(pooler, context) as sock:
         assert sock.cipher() == ("DHE-RSA-AES256-GCM-SHA384", "TLSv1.2", 256)
+
+
+@pytest.mark.parametrize(("negotiation", "first"), [("direct", b"\x16"), ("postgres", b"\0")])
+def test_tls_with_postgres_begins_as_server_tls_sslnegotiation_says(
+    pgfunnel: StartPgfunnel, negotiation: str, first: bytes
+) -> None:
+    heard: list[bytes] = []
+    with ScriptedServer(lambda peer: heard.append(peer.socket.recv(1))) as server:
+        pooler = pgfunnel(server.url(), server_tls_sslmode="require", server_tls_sslnegotiation=negotiation)
+        with pooler.connect() as wire:
+            wire.send(startup({"user": "postgres", "database": "postgres"}))
+            eventually(lambda: bool(heard))
+    assert heard[0] == first
 
 
 def test_postgres_gets_the_versions_and_ciphers_that_are_set(
