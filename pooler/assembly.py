@@ -12,8 +12,8 @@ from typing import Final
 from config.load import Loaded
 from config.pools import PoolMode
 from config.settings import Settings
-from config.timeouts import EMPTY_QUERY
 from config.terms import most_clients_of_database, most_clients_of_user
+from config.timeouts import EMPTY_QUERY
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.gate import Gate
 from pooler.access.lookups import Lookups
@@ -32,6 +32,7 @@ from pooler.current import Current
 from pooler.databases import Databases
 from pooler.dial import ServerTls
 from pooler.fitting import Fittings
+from pooler.hosts import Hosts
 from pooler.janitor import Janitor, Premises
 from pooler.keeper import Keeper
 from pooler.lobby import Departures, Lobby
@@ -43,6 +44,7 @@ from pooler.pools import Pools, ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.replication import PassageDuties, Passages
 from pooler.report import Report
+from pooler.resolver import Resolver
 from pooler.server import ServerDuties
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import ignored_everywhere
@@ -160,6 +162,7 @@ class Parts:
             self.databases,
             self.vault,
             server_tls,
+            Hosts(self.current, Resolver(self.current, self.now, self.log), self.now, self.log),
             self._server_duties,
             self.next_id,
             self.tally,
@@ -384,6 +387,7 @@ class Parts:
             self.identities[:] = identities
             raise
         self.current.replace(loaded)
+        self.slow.apply(new)
         self._replace_tls(offer, towards)
         if "server_password_source" in changed:
             self.vault.take_source(sourced_passwords(new, self.now))

@@ -30,6 +30,7 @@ from protocol.kinds import (
     READY_FOR_QUERY,
 )
 from protocol.messages import (
+    TERMINATE,
     ErrorFields,
     cstring,
     parameter_status,
@@ -119,6 +120,12 @@ class Login(NamedTuple):
     def welcome(self) -> bytes:
         """The ParameterStatus messages that were received."""
         return b"".join(parameter_status(name, value) for name, value in self.parameters.items())
+
+
+def leave(login: Login) -> None:
+    """Close a connection that nobody needs."""
+    login.transport.write(TERMINATE)
+    login.transport.close()
 
 
 async def log_in(target: Target, parameters: Mapping[str, str], timeout_s: float) -> Login:

@@ -49,6 +49,8 @@ class Reason(StrEnum):
     RECONNECT = "reconnect"  # s: by RECONNECT on the console, or a reload has changed where it leads
     PAUSED = "paused"  # s: by PAUSE or KILL on the console
     REPLICATION_OVER = "replication_over"  # s: it was for one client alone, which has gone
+    ADDRESS_GONE = "address_gone"  # s: its host's name stands for other addresses now
+    MISFIT = "target_session_attrs"  # s: its host is not, or not any more, what they want
     SERVER_CHECK_FAILED = "server_check_failed"  # s
     SERVER_RESET_FAILED = "server_reset_failed"  # s
     SERVER_UNCLEAN = "server_unclean"  # s: its client left it in a state that could not be undone

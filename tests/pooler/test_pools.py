@@ -13,9 +13,11 @@ from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
 from pooler.databases import Databases
+from pooler.hosts import Hosts
 from pooler.log import make_log
 from pooler.pool import Cap
 from pooler.pools import Pools, ServerPool
+from pooler.resolver import Resolver
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
 from pooler.slow import Slow
@@ -39,6 +41,7 @@ def pools_with(vault: Vault, port: int = 5432, limit: int = 0) -> Pools:
         Databases(in_force, house.now),
         vault,
         None,
+        Hosts(in_force, Resolver(in_force, house.now, log), house.now, log),
         lambda _: house.server_duties,
         count(1).__next__,
         Tally(),

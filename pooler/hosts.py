@@ -1,0 +1,216 @@
+"""Which of its hosts a server connection is opened to: names, their addresses, failures, and who is the primary.
+
+What a failure of all of them means is the affair of pooler.pools.
+"""
+
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from typing import Final
+
+from config.hosts import host_and_port
+from config.terms import Endpoint
+from pooler.address import Address
+from pooler.ask import ask
+from pooler.connect import Login, Target, leave, log_in
+from pooler.credentials.credential import Credential
+from pooler.current import Current
+from pooler.dial import ConnectFailedError, ServerTls
+from pooler.log import Log
+from pooler.reasons import Reason
+from pooler.resolver import Resolver, UnresolvedError
+from pooler.server import ServerSession
+from pooler.turns import Turns
+
+_IN_STANDBY: Final = "in_hot_standby"
+_READ_ONLY: Final = "default_transaction_read_only"
+# Since Postgres 14 both are told at the login.
+_ASK_STANDBY: Final = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN 'on' ELSE 'off' END"
+_ASK_READ_ONLY: Final = "SELECT pg_catalog.current_setting('transaction_read_only')"
+_OUTGROWN: Final[Mapping[str, str]] = {"primary": "on", "read-write": "on", "standby": "off"}
+"""What in_hot_standby says when a connection does not fit its target_session_attrs any more."""
+
+
+class Hosts:
+    """Opens connections to the hosts of an endpoint. One for all pools, so that all know of a host that has failed."""
+
+    def __init__(self, current: Current, resolver: Resolver, now: Callable[[], float], log: Log) -> None:
+        self._current = current
+        self.resolver = resolver
+        self._turns = Turns(now)
+        self._log = log
+
+    async def log_in(
+        self, endpoint: Endpoint, credential: Credential | None, tls: ServerTls | None, parameters: Mapping[str, str]
+    ) -> Login:
+        """Log in at the first host that lets us in and is what target_session_attrs wants.
+
+        Raises ConnectFailedError if none does, LoginRefusedError if one refuses.
+        """
+        attempt = _Attempt(endpoint, credential, tls, parameters)
+        try:
+            async for address, last_resort in self._choices(attempt):
+                if last_resort and attempt.second_best is not None:
+                    break
+                login = await self._try(attempt, address)
+                if login is not None:
+                    return login
+            return attempt.settle_for_second_best()
+        finally:
+            attempt.end()
+
+    async def _try(self, attempt: "_Attempt", address: Address) -> Login | None:
+        """Log in at one address; None if that fails, or it is not what is wanted."""
+        endpoint = attempt.endpoint
+        target = Target(
+            address.host,
+            address.port,
+            endpoint.user,
+            endpoint.dbname,
+            attempt.credential,
+            attempt.tls,
+            endpoint.channel_binding,
+            address.ip,
+        )
+        try:
+            login = await log_in(target, attempt.parameters, self._timeout_s)
+            objection = await self._objection(login, endpoint.target_session_attrs)
+        except ConnectFailedError as failure:
+            self._put_off(attempt, address, failure)
+            return None
+        self._turns.answered(address)
+        if not objection:
+            self._turns.worked(attempt.hosts, address._replace(ip=""))
+            return login
+        message = f"{address} {objection}, and target_session_attrs is {endpoint.target_session_attrs}"
+        self._put_off(attempt, (address, endpoint.target_session_attrs), ConnectFailedError(Reason.MISFIT, message))
+        attempt.decline(login)
+        return None
+
+    async def _choices(self, attempt: "_Attempt") -> AsyncIterator[tuple[Address, bool]]:
+        """Yield what to try, one after the other, and whether it is a last resort.
+
+        What has failed or did not fit lately comes when all else has failed: those that did not fit before the others,
+        as one of them may be the primary by now.
+        """
+        attrs, retry = attempt.endpoint.target_session_attrs, self._current.settings.server_login_retry
+        later: list[tuple[bool, float, Address]] = []
+        balance = attempt.endpoint.load_balance_hosts != "disable"
+        hosts, rounds = self._turns.order(attempt.hosts, balance=balance)
+        for host in hosts:
+            if until := self._turns.put_off_until(host, retry):
+                later.append((True, until, host))
+                continue
+            for address in await self._addresses(attempt, host, rounds):
+                if until := self._turns.put_off_until(address, retry) if address != host else 0.0:
+                    later.append((True, until, address))
+                elif until := self._turns.put_off_until((address, attrs), retry):
+                    later.append((False, until, address))
+                else:
+                    yield address, False
+        for _, _, put_off in sorted(later):
+            for address in [put_off] if put_off.ip else await self._addresses(attempt, put_off, rounds):
+                yield address, True
+
+    async def _addresses(self, attempt: "_Attempt", host: Address, rounds: int) -> list[Address]:
+        """Return the addresses of a host, the one whose turn it is at the front; none if it can't be resolved."""
+        if host.local:
+            return [host]
+        try:
+            ips = await self.resolver.addresses(host.host)
+        except UnresolvedError as error:
+            self._put_off(attempt, host, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
+            return []
+        first = rounds % len(ips)
+        return [host._replace(ip=ip) for ip in (*ips[first:], *ips[:first])]
+
+    def _put_off(self, attempt: "_Attempt", what: Hashable, failure: ConnectFailedError) -> None:
+        seconds = self._current.settings.server_login_retry
+        attempt.failures.append(failure)
+        if self._turns.put_off(what, seconds) and len(attempt.hosts) > 1 and self._current.settings.log_pooler_errors:
+            self._log.warning(
+                "host_passed_over", reason=failure.reason.value, error=str(failure), retry_in_s=round(seconds, 2)
+            )
+
+    async def _objection(self, login: Login, attrs: str) -> str:
+        """Say what a host is, if that is not what target_session_attrs wants. Raises ConnectFailedError.
+
+        https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-TARGET-SESSION-ATTRS
+        """
+        if attrs == "any":
+            return ""
+        told = login.parameters
+        standby, read_only = told.get(_IN_STANDBY), told.get(_READ_ONLY)
+        if attrs in ("read-write", "read-only"):
+            if standby is None or read_only is None:
+                read_only = await self._ask(login, _ASK_READ_ONLY)
+            is_read_only = "on" in (standby, read_only)
+            return "" if is_read_only == (attrs == "read-only") else f"is read-{'only' if is_read_only else 'write'}"
+        if standby is None:
+            standby = await self._ask(login, _ASK_STANDBY)
+        return (
+            ""
+            if (standby == "off") == (attrs == "primary")
+            else f"is {'the primary' if standby == 'off' else 'a standby'}"
+        )
+
+    async def _ask(self, login: Login, sql: str) -> str:
+        rows = await ask(login, sql, self._timeout_s)
+        return rows[0][0] if rows and rows[0] else ""
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._current.settings.server_connect_timeout
+
+    # --- while connections are open
+
+    def sweep(self, servers: Iterable[tuple[ServerSession, str]]) -> None:
+        """Retire connections, given with their target_session_attrs, whose host is not what it was any more."""
+        in_use: set[str] = set()
+        for server, attrs in servers:
+            host, _, ip = server.peer
+            in_use.add(host)
+            if server.retired:
+                continue
+            if ip and not self.resolver.has(host, ip):
+                server.retire(Reason.ADDRESS_GONE)
+            elif attrs in _OUTGROWN and server.state.reported.get(_IN_STANDBY) == _OUTGROWN[attrs]:
+                server.retire(Reason.MISFIT)
+        self.resolver.sweep(in_use.__contains__)
+
+
+class _Attempt:
+    """One connection that is being opened."""
+
+    def __init__(
+        self, endpoint: Endpoint, credential: Credential | None, tls: ServerTls | None, parameters: Mapping[str, str]
+    ) -> None:
+        self.endpoint = endpoint
+        self.credential = credential
+        self.tls = tls
+        self.parameters = parameters
+        self.hosts = tuple(Address(*host_and_port(host, endpoint.port)) for host in endpoint.hosts)
+        self.failures: list[ConnectFailedError] = []
+        self.second_best: Login | None = None
+        """The primary, where a standby would be better."""
+
+    def decline(self, login: Login) -> None:
+        """Keep a connection that does not fit in case that nothing better comes, or close it."""
+        if self.endpoint.target_session_attrs == "prefer-standby" and self.second_best is None:
+            self.second_best = login
+        else:
+            leave(login)
+
+    def settle_for_second_best(self) -> Login:
+        """Return it. Raises ConnectFailedError if there is none."""
+        login, self.second_best = self.second_best, None
+        if login is not None:
+            return login
+        if len(self.failures) == 1:
+            raise self.failures[0]
+        messages = dict.fromkeys(map(str, self.failures))
+        reason = self.failures[-1].reason if self.failures else Reason.SERVER_CONNECT_FAILED
+        raise ConnectFailedError(reason, "; ".join(messages))
+
+    def end(self) -> None:
+        """Close what is not needed."""
+        if self.second_best is not None:
+            leave(self.second_best)
