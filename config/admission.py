@@ -18,14 +18,19 @@ def complete(settings: Settings, access: Access) -> Access:
     return replace(access, users=_users(settings, access.users))
 
 
-def mistakes(settings: Settings, directory: Directory, access: Access) -> Iterator[str]:
-    """Yield what keeps everybody out, of completed access."""
+def nobody(settings: Settings, directory: Directory, access: Access) -> str:
+    """Return why nobody could log in for want of passwords, if that is so, of completed access."""
     looked_up = settings.auth_user or any(database.auth_user for database in directory.databases.values())
-    if settings.auth_type in _BY_PASSWORD and not access.users and not looked_up:
-        yield (
-            f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in; "
-            "auth_user finds users in Postgres, auth_type passthrough needs no list"
-        )
+    if settings.auth_type not in _BY_PASSWORD or access.users or looked_up:
+        return ""
+    return (
+        f"upstream, users, auth_file: none has a password, so auth_type {settings.auth_type} would let nobody in; "
+        "auth_user finds users in Postgres, auth_type passthrough needs no list"
+    )
+
+
+def mistakes(settings: Settings, directory: Directory, access: Access) -> Iterator[str]:
+    """Yield what can't be meant, of completed access."""
     if settings.auth_type == "any" and (settings.upstream is None or settings.upstream.user is None):
         yield from _nobody_to_serve_as(settings, directory)
     if settings.auth_type == "peer" and settings.unix_socket_dir is None:

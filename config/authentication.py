@@ -17,11 +17,12 @@ class Authentication(BaseModel):
 
     auth_type: AuthType = Field(
         default="scram-sha-256",
-        description="How clients log in. trust asks for nothing; nor does any, which serves everybody as the "
-        "upstream URL's user. plain asks for the password itself, md5 and scram-sha-256 for proof of knowing it; md5 "
-        "is SCRAM where the secret is one of SCRAM. cert takes the name in the client's TLS certificate; peer, on Unix "
-        "sockets (unix_socket_dir), that of its system user. hba does what auth_hba_file says. passthrough lets "
-        "in whom Postgres lets in: the client's password is tried there. PgBouncer's default is md5.",
+        description="How clients log in. trust asks for nothing; nor does any, which serves everybody as the user of "
+        "the database's entry, or of the upstream URL. plain asks for the password itself, md5 and scram-sha-256 for "
+        "proof of knowing it; md5 is SCRAM where the secret is one of SCRAM. cert takes the name in the client's TLS "
+        "certificate; peer, on Unix sockets (unix_socket_dir), that of its system user. hba does what auth_hba_file "
+        "says. passthrough lets in whom Postgres lets in: the client's password is tried there. PgBouncer's default is "
+        "md5.",
     )
     auth_file: File = Field(
         default=None,

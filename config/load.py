@@ -138,6 +138,9 @@ def _load(origin: Origin) -> Loaded:
     path, file = _read_file(origin, command_line, environment, mistakes)
     given, contradictions = with_options_of_the_url(ChainMap(command_line.given, environment.given, file.given))
     mistakes = [*command_line.mistakes, *environment.mistakes, *mistakes, *file.mistakes, *contradictions]
+    if not (file.may_have_databases or _is_given(given, "upstream")):
+        # PgBouncer starts nevertheless: a reload may bring some.
+        (file.notes if file.defaults else mistakes).append(_NO_DATABASE)
     unjudged = Loaded(
         settings=Settings(),
         sources={},
@@ -151,8 +154,6 @@ def _load(origin: Origin) -> Loaded:
         given={**file.defaults, **given},
         origin=origin,
     )
-    if not (file.may_have_databases or _is_given(unjudged.given, "upstream")):
-        mistakes.append(_NO_DATABASE)
     return _judge(unjudged, mistakes)
 
 
@@ -195,13 +196,16 @@ def _judge(unjudged: Loaded, mistakes: list[str]) -> Loaded:
     if settings is None:
         raise ConfigurationError(mistakes)
     mistakes.extend(_unfit_for_the_background(settings) if unjudged.daemon else ())
+    notes = list(unjudged.notes)
     if not mistakes:
         access = admission.complete(settings, access)
         mistakes.extend(admission.mistakes(settings, unjudged.directory, access))
+        if nobody := admission.nobody(settings, unjudged.directory, access):
+            (notes if unjudged.from_ini else mistakes).append(nobody)
     if mistakes:
         raise ConfigurationError(mistakes)
     sources = {name: given[name].source if name in given else Source(name, DEFAULT) for name in Settings.model_fields}
-    return replace(unjudged, settings=settings, sources=sources, access=access)
+    return replace(unjudged, settings=settings, sources=sources, access=access, notes=tuple(notes))
 
 
 def _two_of_a_kind(unjudged: Loaded) -> Iterator[str]:

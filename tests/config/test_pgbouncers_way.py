@@ -135,15 +135,21 @@ def test_all_mistakes_of_the_ini_come_at_once_with_file_line_name_and_the_neares
 
 
 def test_it_takes_an_upstream_or_databases_and_an_entry_for_the_rest_is_only_one_of_them(start: Start) -> None:
-    Path("pgbouncer.ini").write_text("")
-    assert mistakes(start, "pgbouncer.ini")[0].startswith("upstream: it is missing, and so are [databases]; give")
+    Path("a.toml").write_text("")
+    assert mistakes(start, "a.toml")[0].startswith("upstream: it is missing, and so are [databases]; give")
     Path("pgbouncer.ini").write_text("[pgbouncer]\nauth_type = trust\n")
-    assert mistakes(start, "pgbouncer.ini")[0].startswith("upstream: it is missing, and so are [databases]; give")
     assert start("pgbouncer.ini", "--upstream", UPSTREAM)
     Path("pgbouncer.ini").write_text("[pgbouncer]\nauth_type = trust\n[databases]\n* =\n")
     assert mistakes(start, "pgbouncer.ini", "--upstream", UPSTREAM) == [
         "--upstream: [databases] has an entry * too: leave out one (command line)"
     ]
+
+
+def test_an_ini_without_databases_or_users_is_started_from_as_pgbouncer_does_and_the_log_says_so(start: Start) -> None:
+    Path("pgbouncer.ini").write_text("[pgbouncer]\n[databases]\n")
+    no_database, nobody = start("pgbouncer.ini").notes
+    assert no_database.startswith("upstream: it is missing, and so are [databases]")
+    assert nobody.startswith("upstream, users, auth_file: none has a password, so auth_type md5 would let nobody in")
 
 
 def test_any_takes_a_user_for_each_database(start: Start) -> None:
