@@ -5,7 +5,6 @@ the client why it ends. Knows its pool and its server; nothing of how they are o
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
@@ -17,7 +16,7 @@ from protocol.frontend import first_unit, has_request, is_terminate, scan_reques
 from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal
 from protocol.parameters import Profile
 from protocol.startup import Startup
-from protocol.statements import Library, Statement
+from protocol.statements import Library, Statement, leads_out
 
 if TYPE_CHECKING:
     from pooler.pool import Pool
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 PENDING_LIMIT: Final = 64 * 1024
 """Bytes. A client that waits is not read from any more once it has sent this much."""
 
-
-_LEADS_OUT: Final = re.compile(rb"rollback|commit|abort|\bend\b|prepare", re.IGNORECASE).search
-"""Finds what may end a failed transaction; PREPARE TRANSACTION does, too."""
 
 Clients = dict[bytes, "ClientSession"]
 """The clients that are logged in, by their cancel keys."""
@@ -214,7 +210,7 @@ class ClientSession(asyncio.Protocol):
         may lead out of that has to wait until they are, and so has what comes after `data`.
         """
         server.dress(self.profile)
-        if _LEADS_OUT(data):
+        if leads_out(data) or (self.statements and any(each.leads_out for each in self.statements.values())):
             server.hold |= DRESSING
             self._keep(data)
             return

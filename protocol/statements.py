@@ -5,6 +5,7 @@ parses it under a name of the pooler's, and has it for every client that uses th
 what is the sessions' affair. Source: PostgreSQL documentation, "Extended Query" and "PREPARE".
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from struct import Struct
@@ -29,11 +30,15 @@ NAME_OVERHEAD: Final = 200
 _int32 = Struct("!I").pack
 
 
+leads_out: Final = re.compile(rb"rollback|commit|abort|\bend\b|prepare", re.IGNORECASE).search
+"""Finds what may end a failed transaction; PREPARE TRANSACTION does, too."""
+
+
 @final
 class Statement:
     """What a Parse says, without the name: text and parameter types."""
 
-    __slots__ = ("body", "dialect", "plain", "users", "verdict")
+    __slots__ = ("body", "dialect", "leads_out", "plain", "users", "verdict")
 
     def __init__(self, body: bytes, verdict: Verdict, dialect: Dialect = PLAIN, *, plain: bool = False) -> None:
         self.body = body
@@ -41,6 +46,8 @@ class Statement:
         self.verdict = verdict
         self.plain = plain
         """It leaves nothing behind in a session, so that it need not be watched when it runs."""
+        self.leads_out = leads_out(body) is not None
+        """It may be what ends a transaction."""
         self.dialect = dialect
         """Clients with different settings don't share what they prepare: it may mean something else."""
         self.users = 0

@@ -280,6 +280,22 @@ def test_a_good_bye_that_follows_nothing_but_settings_is_said_at_once() -> None:
     assert house.endings[client].reason is Reason.CLIENT_QUIT
 
 
+def test_so_does_what_may_run_such_a_statement_by_the_name_it_was_prepared_under() -> None:
+    house, server, [client, other] = house_of(clients=2)
+    wire(client).receive(parse("rollback", "out") + sync())
+    sent(wire(server))
+    wire(server).receive(message("1") + READY)
+    dressed(house, server, client, other)
+    wire(server).receive(DRESSED + DONE)
+    wire(other).receive(query("select 4"))
+    wire(server).receive(DRESSED + DONE)
+    sent(wire(server))
+    wire(client).receive(bind(statement="out") + execute() + sync() + query("delete from t"))
+    assert kinds(sent(wire(server))) == "Q", "the settings alone"
+    wire(server).receive(DRESSED)
+    assert kinds(sent(wire(server))) == "BESQ"
+
+
 @pytest.mark.parametrize("text", ["rollback; delete from t", "PREPARE transaction 'x'; delete from t"])
 def test_what_could_end_a_failed_transaction_waits_for_the_settings(text: str) -> None:
     house, server, [client, other] = house_of(clients=2)
