@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, DirectoryPath, Field, InstanceOf, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
@@ -95,6 +95,16 @@ def _is_name(text: str) -> bool:
 def _empty_as_none(value: object) -> object:
     # As in PgBouncer. What a file or an image sets can't be unset by a variable in any other way.
     return None if value == "" else value
+
+
+def _socket_directory(path: Path | None) -> Path | None:
+    try:
+        possible = path is None or str(path).startswith("@") or path.is_dir()
+    except ValueError:  # no path can have such a name
+        possible = False
+    if not possible:
+        raise PydanticKnownError("path_not_directory")
+    return path
 
 
 def _socket_mode(value: object) -> int:
@@ -201,8 +211,11 @@ Addresses = Annotated[
     Takes("ADDRESS,...", "a comma-separated list of addresses, host names or *", ",".join),
 ]
 File = Annotated[Path | None, BeforeValidator(_empty_as_none), Takes("FILE", "the path of a file")]
-Directory = Annotated[
-    DirectoryPath | None, BeforeValidator(_empty_as_none), Takes("DIRECTORY", "the path of a directory that exists")
+SocketDirectory = Annotated[
+    Path | None,
+    BeforeValidator(_empty_as_none),
+    AfterValidator(_socket_directory),
+    Takes("DIRECTORY", "the path of a directory that exists, or @ and a name"),
 ]
 SocketMode = Annotated[
     int,

@@ -27,8 +27,8 @@ from config.validation import validate, with_options_of_the_url
 
 _ACCESS_FILES: Final = ("auth_file", "auth_hba_file", "auth_ident_file")
 _NO_DATABASE: Final = (
-    f"upstream: it is missing, and so are [databases]; give {option_name('upstream')} postgresql://..., or "
-    f"{PREFIX}UPSTREAM, or a pgbouncer.ini"
+    f"upstream: it is missing, and so are [databases]; give {option_name('upstream')} postgresql://... or "
+    f"{PREFIX}UPSTREAM, or a file that has them"
 )
 _CONSOLE: Final = "console"
 
@@ -139,8 +139,11 @@ def _load(origin: Origin) -> Loaded:
     given, contradictions = with_options_of_the_url(ChainMap(command_line.given, environment.given, file.given))
     mistakes = [*command_line.mistakes, *environment.mistakes, *mistakes, *file.mistakes, *contradictions]
     if not (file.may_have_databases or _is_given(given, "upstream")):
-        # PgBouncer starts nevertheless: a reload may bring some.
-        (file.notes if file.defaults else mistakes).append(_NO_DATABASE)
+        if file.defaults:
+            # PgBouncer starts nevertheless: a reload may bring some.
+            file.notes.append(f"[databases] is empty: clients get the console only ('{path}')")
+        else:
+            mistakes.append(_NO_DATABASE)
     unjudged = Loaded(
         settings=Settings(),
         sources={},

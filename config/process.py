@@ -5,12 +5,12 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from config.fields import (
     Addresses,
     Boolean,
-    Directory,
     File,
     PeerId,
     Port,
     PositiveCount,
     Seconds,
+    SocketDirectory,
     SocketMode,
     Text,
     UpstreamUrl,
@@ -86,10 +86,11 @@ class Listening(BaseModel):
         default=6432,
         description="Port on which to listen for clients, and part of the Unix socket's name. 0 takes any free one.",
     )
-    unix_socket_dir: Directory = Field(
+    unix_socket_dir: SocketDirectory = Field(
         default=None,
         validate_default=True,  # together with listen_addr
-        description="Directory in which to listen on a Unix socket; empty for no socket. PgBouncer's default is /tmp.",
+        description="Directory in which to listen on a Unix socket, or @ and a name for one of the abstract namespace; "
+        "empty for no socket. PgBouncer's default is /tmp.",
     )
     unix_socket_mode: SocketMode = Field(default=0o777, description="File mode of the Unix socket.")
     unix_socket_group: Text = Field(
@@ -108,7 +109,7 @@ class Listening(BaseModel):
 
     @field_validator("unix_socket_dir")
     @classmethod
-    def _listen_somewhere(cls, directory: Directory, info: ValidationInfo) -> Directory:
+    def _listen_somewhere(cls, directory: SocketDirectory, info: ValidationInfo) -> SocketDirectory:
         if directory is None and not info.data.get("listen_addr", True):
             raise ValueError("is empty, and so is listen_addr: there would be nothing to listen on")
         return directory

@@ -21,8 +21,8 @@ from config.sources import Source
 
 UPSTREAM = "postgresql://app:secret@db/orders"
 NO_DATABASE = (
-    "upstream: it is missing, and so are [databases]; give --upstream postgresql://..., or PGFUNNEL_UPSTREAM, or a "
-    "pgbouncer.ini"
+    "upstream: it is missing, and so are [databases]; give --upstream postgresql://... or PGFUNNEL_UPSTREAM, or a "
+    "file that has them"
 )
 TABLES = "[databases], [users], [peers], [session_state_database], [session_state_user]"
 
@@ -126,6 +126,10 @@ def test_an_empty_variable_unsets_what_may_be_unset() -> None:
 def test_only_a_unix_socket_may_be_listened_on(tmp_path: Path) -> None:
     settings = loaded("--listen-addr", "", "--unix-socket-dir", str(tmp_path)).settings
     assert (settings.listen_addr, settings.unix_socket_dir) == ((), tmp_path)
+
+
+def test_a_unix_socket_may_be_in_no_directory() -> None:
+    assert str(loaded("--listen-addr", "", "--unix-socket-dir", "@pgfunnel").settings.unix_socket_dir) == "@pgfunnel"
 
 
 def test_session_state_changes_the_classes_it_names_and_leaves_the_others_alone() -> None:
@@ -264,7 +268,7 @@ def test_variables_that_kubernetes_sets_for_services_named_after_us_are_passed_o
         ("listen_addr", "127.0.0.1,", "'127.0.0.1,' is not a comma-separated list of addresses, host names or *"),
         ("metrics_addr", "*", "'*' is not an address or a host name"),
         ("metrics_addr", "127.0.0.1,::1", "'127.0.0.1,::1' is not an address or a host name"),
-        ("unix_socket_dir", "/none/such", "'/none/such' is not the path of a directory that exists"),
+        ("unix_socket_dir", "/none/such", "'/none/such' is not the path of a directory that exists, or @ and a name"),
         ("unix_socket_mode", "0888", "'0888' is not a file mode in octal digits, as text, such as 0777"),
         ("max_client_conn", "0", "'0' is not a whole number, 1 or more"),
         ("default_pool_size", "many", "'many' is not a whole number, 0 or more, or a share such as 90%"),

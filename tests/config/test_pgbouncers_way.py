@@ -148,7 +148,7 @@ def test_it_takes_an_upstream_or_databases_and_an_entry_for_the_rest_is_only_one
 def test_an_ini_without_databases_or_users_is_started_from_as_pgbouncer_does_and_the_log_says_so(start: Start) -> None:
     Path("pgbouncer.ini").write_text("[pgbouncer]\n[databases]\n")
     no_database, nobody = start("pgbouncer.ini").notes
-    assert no_database.startswith("upstream: it is missing, and so are [databases]")
+    assert no_database == "[databases] is empty: clients get the console only ('pgbouncer.ini')"
     assert nobody.startswith("upstream, users, auth_file: none has a password, so auth_type md5 would let nobody in")
 
 
