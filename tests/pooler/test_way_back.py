@@ -282,11 +282,11 @@ def test_a_good_bye_that_follows_nothing_but_settings_is_said_at_once() -> None:
 
 def test_so_does_what_may_run_such_a_statement_by_the_name_it_was_prepared_under() -> None:
     house, server, [client, other] = house_of(clients=2)
+    dressed(house, server, client, other)
+    wire(server).receive(DRESSED + DONE)
     wire(client).receive(parse("rollback", "out") + sync())
     sent(wire(server))
     wire(server).receive(message("1") + READY)
-    dressed(house, server, client, other)
-    wire(server).receive(DRESSED + DONE)
     wire(other).receive(query("select 4"))
     wire(server).receive(DRESSED + DONE)
     sent(wire(server))
