@@ -103,7 +103,7 @@ def _socket_directory(path: Path | None) -> Path | None:
     except ValueError:  # no path can have such a name
         possible = False
     if not possible:
-        raise PydanticKnownError("path_not_directory")
+        raise PydanticKnownError("string_type")
     return path
 
 
