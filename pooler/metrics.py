@@ -1,17 +1,20 @@
 """The metrics, read off the pooler when they are asked for."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pooler import __version__
 from pooler.client import Clients
+from pooler.databases import Databases
+from pooler.keeper import Keeper
 from pooler.lobby import Lobby
-from pooler.pools import Pools
+from pooler.pool_metrics import Pairs, PoolPage, histogram_family
+from pooler.pools import Pools, ServerPool
 from pooler.reasons import Reason
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.metrics import state_metrics
@@ -20,8 +23,6 @@ from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import WatchedContext
 from protocol.statements import Library
-
-_POOL = ("database", "user")
 
 
 class Figures(NamedTuple):
@@ -33,6 +34,9 @@ class Figures(NamedTuple):
     """What TLS uses, on either side."""
     lobby: Lobby
     pools: Pools
+    databases: Databases
+    clients_of: Mapping[ServerPool, int]
+    keeper: Keeper
     tally: Tally
     ledger: Ledger
     library: Library
@@ -42,16 +46,16 @@ class Figures(NamedTuple):
 class PoolerCollector(Collector):
     """Turns the pooler's plain counts into metrics."""
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: Figures, pairs: Pairs) -> None:
         self._figures = figures
+        self._pairs = pairs
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
         yield InfoMetricFamily("pgfunnel", "The version that runs", {"version": __version__})
         yield from self._clients()
-        yield from self._pools()
         yield from self._totals()
-        yield from state_metrics(self._figures.ledger, self._figures.library)
+        yield from state_metrics(self._figures.ledger, self._figures.library, self._pairs.of)
 
     def _clients(self) -> Iterator[Metric]:
         figures = self._figures
@@ -76,41 +80,8 @@ class PoolerCollector(Collector):
         lobby.add_metric(["proof"], len(figures.lobby.proving))
         yield lobby
 
-    def _pools(self) -> Iterator[Metric]:
-        now = self._figures.now()
-        servers = GaugeMetricFamily(
-            "pgfunnel_pool_servers", "Server connections, by what they do", labels=[*_POOL, "state"]
-        )
-        size = GaugeMetricFamily("pgfunnel_pool_size", "How many there may be; 0 = no limit", labels=_POOL)
-        waiting = GaugeMetricFamily("pgfunnel_pool_clients_waiting", "Clients that wait for a server", labels=_POOL)
-        longest = GaugeMetricFamily(
-            "pgfunnel_pool_maxwait_seconds", "How long the first of them has waited", labels=_POOL
-        )
-        transactions = CounterMetricFamily("pgfunnel_transactions", "Transactions served", labels=_POOL)
-        waits = CounterMetricFamily("pgfunnel_waits", "How often a client has waited and was served", labels=_POOL)
-        waited = CounterMetricFamily("pgfunnel_wait_seconds", "How long, in all", labels=_POOL)
-        for pool in self._figures.pools:
-            # Clients choose the names, and not all bytes are UTF-8.
-            labels = tuple(name.encode("utf-8", "backslashreplace").decode() for name in (pool.database, pool.user))
-            busy = sum(server.client is not None for server in pool.servers)
-            cleaning = sum(server.cleaning and not server.testing for server in pool.servers)
-            servers.add_metric((*labels, "active"), busy)
-            servers.add_metric((*labels, "idle"), len(pool.idle))
-            servers.add_metric((*labels, "stale"), len(pool.stale))
-            servers.add_metric((*labels, "tested"), pool.testing)
-            servers.add_metric((*labels, "cleaning"), cleaning)
-            servers.add_metric((*labels, "login"), pool.opening)
-            size.add_metric(labels, pool.size)
-            waiting.add_metric(labels, len(pool.waiters) + len(pool.newcomers))
-            longest.add_metric(labels, max(0.0, now - pool.waiting_since))
-            transactions.add_metric(labels, pool.stats.totals.xact_count)
-            waits.add_metric(labels, pool.stats.waits.count)
-            waited.add_metric(labels, pool.stats.waits.sum)
-        yield from (servers, size, waiting, longest, transactions, waits, waited)
-
     def _totals(self) -> Iterator[Metric]:
         tally = self._figures.tally
-        yield CounterMetricFamily("pgfunnel_client_logins", "Clients that have logged in", tally.logins)
         yield CounterMetricFamily("pgfunnel_server_logins", "Server connections opened", tally.servers_opened)
         yield CounterMetricFamily("pgfunnel_cancels", "Cancel requests received", tally.cancels)
         yield CounterMetricFamily("pgfunnel_cancels_failed", "Those that did not get to Postgres", tally.cancels_failed)
@@ -142,11 +113,21 @@ def _by_label(name: str, text: str, label: str, counts: Counter[Reason] | Counte
     return family
 
 
-def make_registry(figures: Figures) -> CollectorRegistry:
-    """Return a registry with the pooler's metrics and the process's."""
-    registry = CollectorRegistry()
-    registry.register(PoolerCollector(figures))
-    ProcessCollector(registry=registry)
-    PlatformCollector(registry=registry)
-    GCCollector(registry=registry)
-    return registry
+class Page:
+    """What Prometheus gets, in its text format."""
+
+    def __init__(self, figures: Figures) -> None:
+        pairs = Pairs()
+        self._keeper = figures.keeper
+        self._of_pools = PoolPage(figures.pools, figures.databases, figures.clients_of, pairs, figures.now)
+        self._registry = CollectorRegistry()
+        self._registry.register(PoolerCollector(figures, pairs))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Return it."""
+        of_pools = self._of_pools.render()  # first, for this is where pairs get their labels
+        lag = histogram_family("pgfunnel_event_loop_lag_seconds", "How late a timer was", self._keeper.lag)
+        return b"".join((generate_latest(self._registry), lag.encode(), of_pools.encode()))

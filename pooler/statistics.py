@@ -77,10 +77,10 @@ def averages(totals: Totals, before: Totals, seconds: float) -> Totals:
 class Histogram:
     """Durations in seconds, by size."""
 
-    __slots__ = ("_buckets", "_max", "_sum", "note", "pending")
+    __slots__ = ("_max", "_sum", "buckets", "note", "pending")
 
     def __init__(self) -> None:
-        self._buckets = [0] * (len(BOUNDS) + 1)
+        self.buckets = [0] * (len(BOUNDS) + 1)
         self._sum = 0.0
         self._max = 0.0
         self.pending: list[float] = []
@@ -98,7 +98,7 @@ class Histogram:
         """Sort in `durations`, which are in order."""
         self._sum += sum(durations)
         self._max = max(self._max, durations[-1])
-        buckets = self._buckets
+        buckets = self.buckets
         done = 0
         for bucket in range(bisect_left(BOUNDS, durations[0]), bisect_left(BOUNDS, durations[-1])):
             upto = bisect_right(durations, BOUNDS[bucket], done)
@@ -106,11 +106,18 @@ class Histogram:
             done = upto
         buckets[bisect_left(BOUNDS, durations[-1])] += len(durations) - done
 
+    def absorb(self, other: "Histogram") -> None:
+        """Add what another has."""
+        other.fold()
+        self.buckets = [one + two for one, two in zip(self.buckets, other.buckets, strict=True)]
+        self._sum += other.sum
+        self._max = max(self._max, other.max)
+
     @property
     def count(self) -> int:
         """How many there were."""
         self.fold()
-        return sum(self._buckets)
+        return sum(self.buckets)
 
     @property
     def sum(self) -> float:
@@ -128,7 +135,7 @@ class Histogram:
         """Return what a share `q` of them did not exceed, 0 to 1, to within a bucket; 0 if there was none."""
         wanted = q * self.count
         seen = 0
-        for bucket, count in enumerate(self._buckets):
+        for bucket, count in enumerate(self.buckets):
             seen += count
             if count and seen >= wanted:
                 if not bucket or bucket == len(BOUNDS):
@@ -142,7 +149,7 @@ class Histogram:
         count = done = 0
         for bound in bounds:
             end = bisect_left(BOUNDS, bound) + 1
-            count += sum(self._buckets[done:end])
+            count += sum(self.buckets[done:end])
             done = end
             yield count
 
@@ -170,15 +177,14 @@ class Statistics:
     """Those of one pool."""
 
     __slots__ = (
-        "_done",
         "_queries",
-        "_singles",
         "_transactions",
         "_workers",
         "bind_count",
         "client_login_count",
         "client_parse_count",
         "connects",
+        "done",
         "links",
         "logins",
         "newer",
@@ -188,16 +194,17 @@ class Statistics:
         "sent",
         "server_parse_count",
         "single",
+        "singles",
         "waits",
     )
 
     def __init__(self, workers: Collection[Worker]) -> None:
         """`workers` are the connections that are open."""
         self._workers = workers
-        self._done = Work(0, 0, 0, 0, 0)
+        self.done = Work(0, 0, 0, 0, 0)
         self._transactions = Histogram()
         self._queries = Histogram()
-        self._singles = 0
+        self.singles = 0
         self.note_transaction = self._transactions.note
         self.note_query = self._queries.note
         self.single: list[float] = []
@@ -222,15 +229,34 @@ class Statistics:
 
     def keep(self, worker: Worker) -> None:
         """A connection ends: what it has done counts on."""
-        self._done = Work(*map(sum, zip(self._done, worker.work, strict=True)))
+        self.done = Work(*map(sum, zip(self.done, worker.work, strict=True)))
+
+    def absorb(self, other: "Statistics") -> None:
+        """Add what another has, whose pool is gone; its averages go with it."""
+        other.fold()
+        self.done = Work(*map(sum, zip(self.done, other.done, strict=True)))
+        self.singles += other.singles
+        self.links += other.links
+        self.sent += other.sent
+        self.client_parse_count += other.client_parse_count
+        self.server_parse_count += other.server_parse_count
+        self.bind_count += other.bind_count
+        self.client_login_count += other.client_login_count
+        for mine, theirs in zip(self.histograms, other.histograms, strict=True):
+            mine.absorb(theirs)
+
+    @property
+    def histograms(self) -> tuple[Histogram, ...]:
+        """All of them; see fold()."""
+        return self._transactions, self._queries, self.waits, self.logins, self.connects
 
     @property
     def totals(self) -> Totals:
         """The counters since the start."""
         self.fold()
-        work = Work(*map(sum, zip(self._done, *(worker.work for worker in self._workers), strict=True)))
+        work = Work(*map(sum, zip(self.done, *(worker.work for worker in self._workers), strict=True)))
         return Totals(
-            work.assignments + self.links + self._singles,
+            work.assignments + self.links + self.singles,
             work.transactions,
             work.queries,
             work.received,
@@ -249,10 +275,10 @@ class Statistics:
         if self.single:
             durations = sorted(self.single)
             self.single.clear()
-            self._singles += len(durations)
+            self.singles += len(durations)
             self._transactions.add(durations)
             self._queries.add(durations)
-        for histogram in (self._transactions, self._queries, self.waits, self.logins, self.connects):
+        for histogram in self.histograms:
             histogram.fold()
 
     @property

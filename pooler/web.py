@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import generate_latest
 
 from config.settings import Settings
-from pooler.metrics import Figures, make_registry
+from pooler.metrics import Figures, Page
 
 LATELY_S: Final = 30.0
 """An answer of the upstream counts for this long."""
@@ -24,7 +23,7 @@ class Web:
         self._now = figures.now
         self._accepting = accepting
         self._settings = settings
-        self._registry = make_registry(figures)
+        self._page = Page(figures)
         self._transactions = 0
         application = web.Application()
         application.router.add_get("/metrics", self._metrics)
@@ -56,8 +55,9 @@ class Web:
         await self._runner.cleanup()
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = generate_latest(self._registry)
-        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(
+            body=self._page.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="alive\n")

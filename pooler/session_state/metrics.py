@@ -1,15 +1,18 @@
 """The metrics of session state, read off the ledger and off what is known of prepared statements."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from pooler.session_state.ledger import Account, Ledger
+from pooler.session_state.ledger import Ledger
 from protocol.sql import words
 
 _POOL: Final = ("database", "user")
+
+Labels = Callable[[str, str], tuple[str, str]]
+"""Returns the labels that a database and a user have; not each of them has its own."""
 
 
 class StatementFigures(Protocol):
@@ -27,47 +30,45 @@ class StatementFigures(Protocol):
     def evicted(self) -> int:
         """How many have given way to others."""
 
-    @property
-    def parses(self) -> int:
-        """How often one was prepared on a server connection."""
 
-
-def state_metrics(ledger: Ledger, statements: StatementFigures) -> Iterator[Metric]:
-    """Yield the metrics. The classes of state and the pools that have pinned bound the number of their labels."""
+def state_metrics(ledger: Ledger, statements: StatementFigures, labels: Labels) -> Iterator[Metric]:
+    """Yield the metrics."""
     pinned = Counter((pin.database, pin.user, word) for pin in ledger.pins for word in words(pin.states))
     # Pools that have pinned before show a 0 instead of vanishing.
     now = ((key, pinned[key]) for key in ledger.pins_made.by_pool)
     yield _add_up(
-        GaugeMetricFamily("pgfunnel_pinned_clients", "Clients that are pinned", labels=[*_POOL, "class"]), now
+        GaugeMetricFamily("pgfunnel_pinned_clients", "Clients that are pinned", labels=[*_POOL, "class"]), now, labels
     )
-    yield _by_class("pgfunnel_pins", "How often clients were pinned", ledger.pins_made)
-    yield _by_class("pgfunnel_pins_refused", "Statements refused since they would have pinned", ledger.refusals)
-    yield _by_class("pgfunnel_hidden_state", "Finds of pin_audit", ledger.finds)
+    for name, text, account in (
+        ("pgfunnel_pins", "How often clients were pinned", ledger.pins_made),
+        ("pgfunnel_pins_refused", "Statements refused since they would have pinned", ledger.refusals),
+        ("pgfunnel_hidden_state", "Finds of pin_audit", ledger.finds),
+    ):
+        yield _add_up(CounterMetricFamily(name, text, labels=[*_POOL, "class"]), account.by_pool.items(), labels)
     yield _add_up(
         CounterMetricFamily("pgfunnel_pinned_seconds", "How long clients were pinned, in all", labels=_POOL),
         ledger.pinned_seconds().items(),
+        labels,
     )
     yield _add_up(
         CounterMetricFamily("pgfunnel_state_questions", "How often Postgres was asked what is left", labels=_POOL),
         ledger.questions.items(),
+        labels,
     )
     yield GaugeMetricFamily("pgfunnel_prepared_statements", "Texts of prepared statements kept", statements.count)
     yield GaugeMetricFamily("pgfunnel_prepared_statement_bytes", "Their size", statements.bytes)
     yield CounterMetricFamily(
         "pgfunnel_prepared_statements_evicted", "Those that gave way to others", statements.evicted
     )
-    yield CounterMetricFamily(
-        "pgfunnel_prepared_statement_parses", "How often one was prepared on a server connection", statements.parses
-    )
-
-
-def _by_class(name: str, text: str, account: Account) -> Metric:
-    return _add_up(CounterMetricFamily(name, text, labels=[*_POOL, "class"]), account.by_pool.items())
 
 
 def _add_up(
-    family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[tuple[str, ...], float]]
+    family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[tuple[str, ...], float]], labels: Labels
 ) -> Metric:
-    for labels, value in samples:
-        family.add_metric(labels, value)
+    sums: dict[tuple[str, ...], float] = {}
+    for (database, user, *more), value in samples:
+        key = (*labels(database, user), *more)
+        sums[key] = sums.get(key, 0) + value
+    for key, value in sums.items():
+        family.add_metric(key, value)
     return family

@@ -34,7 +34,7 @@ def test_metrics_are_what_prometheus_reads(pooler: Pgfunnel) -> None:
     ours = {name: family for name, family in families.items() if name.startswith("pgfunnel")}
     assert len(ours) > 15
     assert all(family.documentation for family in ours.values())
-    assert all(family.type in ("counter", "gauge") for family in ours.values())
+    assert all(family.type in ("counter", "gauge", "histogram") for family in ours.values())
     assert "process_resident_memory_bytes" in families
     (info,) = families["pgfunnel_info"].samples
     assert set(info.labels) == {"version"}
@@ -64,12 +64,12 @@ def test_figures_match_what_clients_did(pooler: Pgfunnel, admin: psycopg.Connect
         assert pooler.metric("pgfunnel_pool_size", user="postgres") == 2
         assert 0.2 <= pooler.metric("pgfunnel_pool_maxwait_seconds", user="postgres") < 10
         assert pooler.metric("pgfunnel_pool_maxwait_seconds", user="alice") == 0
-        waits = pooler.metric("pgfunnel_waits_total", user="postgres")
+        waits = pooler.metric("pgfunnel_queue_wait_seconds_count", user="postgres")
         first.query("COMMIT")
         third.read_until()
         assert pooler.waiting() == 0
-        assert pooler.metric("pgfunnel_waits_total", user="postgres") == waits + 1
-        assert pooler.metric("pgfunnel_wait_seconds_total", user="postgres") >= 0.2
+        assert pooler.metric("pgfunnel_queue_wait_seconds_count", user="postgres") == waits + 1
+        assert pooler.metric("pgfunnel_queue_wait_seconds_sum", user="postgres") >= 0.2
 
         running = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(600)'"
         third.send(query("SELECT pg_sleep(600)"))
