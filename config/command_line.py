@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from config.settings import Settings
-from config.sources import CONFIG, Given, Reading, Source, unknown
+from config.sources import NAMES, Given, Reading, Source, unknown
 
 _PLACE: Final = "command line"
 _FLAGS: Final = {"--quiet": "q", "--daemon": "d", "--reboot": "R"}
@@ -53,7 +53,7 @@ class _Reader:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.reading = CommandLine()
-        self._options = {option_name(name): name for name in (*Settings.model_fields, CONFIG)}
+        self._options = {option_name(name): name for name in NAMES}
         self._negations = {f"--no-{option[2:]}": name for option, name in self._options.items() if is_boolean(name)}
         self._rest = deque(arguments)
         while self._rest:

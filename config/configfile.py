@@ -1,18 +1,22 @@
-"""The file of settings, in either form: a pgbouncer.ini, with which PgBouncer's defaults hold, or TOML."""
+"""The file of settings, in either form: a pgbouncer.ini, with which PgBouncer's defaults hold, or TOML.
 
+Its tables of databases, users and peers may also be given as JSON, by those who have no file.
+"""
+
+import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from config import databases, ini, pgbouncer
 from config.databases import Directory
 from config.files import read_text
 from config.settings import Settings
-from config.sources import TABLES, Given, Reading, Source, unknown
-
-ENTRIES = ("databases", "users", "peers")
+from config.sources import ENTRIES, TABLES, Given, Reading, Source, unknown
 
 
 @dataclass(slots=True)
@@ -74,9 +78,46 @@ def read_toml(path: Path, named: Source) -> ConfigFile:
     reading.directory, wrong = databases.from_toml(document, repr(str(path)))
     reading.mistakes.extend(wrong)
     if "users" in document:
-        passwords = {name: user.password for name, user in reading.directory.users.items() if user.password is not None}
-        reading.given["users"] = Given(passwords, Source("users", repr(str(path))))
+        reading.given["users"] = Given(_passwords(reading.directory), Source("users", repr(str(path))))
     return reading
+
+
+def replace_tables(file: ConfigFile, given: dict[str, Given]) -> None:
+    """Let the tables of entries that are given as JSON take the places of the file's, and out of `given`."""
+    for name in ENTRIES:
+        table = _table(file, given, name)
+        if table is None:
+            continue
+        source = given.pop(name).source
+        directory, wrong = databases.from_toml({name: table}, f"{source.name}, {source.place}")
+        file.mistakes.extend(wrong)
+        file.directory = replace(file.directory, **{name: getattr(directory, name)})
+        if name == "databases":
+            file.may_have_databases = True
+        elif name == "users":
+            given[name] = Given(_passwords(directory), source)
+
+
+def _table(file: ConfigFile, given: dict[str, Given], name: str) -> object | None:
+    """Return what is given as JSON; None for nothing, or for names and passwords alone, which are a setting."""
+    if name not in given:
+        return None
+    text, source = str(given[name].value), given[name].source
+    try:
+        table: object = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        if name not in Settings.model_fields:
+            # error.msg and the position only: str(error.doc) may have passwords in it.
+            message = f"its value is not JSON: {error.msg} at character {error.pos + 1}"
+            file.mistakes.append(f"{source.name}: {message} ({source.place})")
+            del given[name]
+        return None
+    has_entries = isinstance(table, dict) and any(isinstance(entry, dict) for entry in table.values())
+    return table if has_entries or name not in Settings.model_fields else None
+
+
+def _passwords(directory: Directory) -> Mapping[str, SecretStr]:
+    return {name: user.password for name, user in directory.users.items() if user.password is not None}
 
 
 def _lines(text: str) -> Mapping[str, int]:

@@ -4,7 +4,6 @@ Which of several values counts is decided here; they are judged in config.valida
 """
 
 import sys
-from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from pydantic import SecretStr
 from config import admission
 from config.access import Access, Mistake, read_access
 from config.command_line import CommandLine, option_name, read_command_line
-from config.configfile import ConfigFile, read_ini, read_toml
+from config.configfile import ConfigFile, read_ini, read_toml, replace_tables
 from config.databases import FALLBACK, Directory
 from config.errors import ConfigurationError
 from config.pgbouncer import WITHOUT_EFFECT, plain
@@ -136,7 +135,9 @@ def _load(origin: Origin) -> Loaded:
     command_line, environment = read_command_line(origin.argv), read_environment(origin.environ)
     mistakes: list[str] = []
     path, file = _read_file(origin, command_line, environment, mistakes)
-    given, contradictions = with_options_of_the_url(ChainMap(command_line.given, environment.given, file.given))
+    without_file = {**environment.given, **command_line.given}
+    replace_tables(file, without_file)
+    given, contradictions = with_options_of_the_url({**file.given, **without_file})
     mistakes = [*command_line.mistakes, *environment.mistakes, *mistakes, *file.mistakes, *contradictions]
     if not (file.may_have_databases or _is_given(given, "upstream")):
         if file.defaults:

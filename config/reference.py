@@ -15,7 +15,11 @@ from config.pgbouncer import DEFAULTS, WITHOUT_EFFECT, differs
 from config.settings import GROUPS, RESTART
 from config.sources import PREFIX
 
-ENTRIES: Final[Mapping[str, type[BaseModel]]] = {"databases": Database, "users": User, "peers": Peer}
+_ENTRIES: Final = f"""\
+In a pgbouncer.ini, each is a line of key=value pairs; in TOML, a table such as `[databases.shop]`. What is not set there
+goes by the settings above. As an option or a variable they are a JSON object, which takes the place of the file's table:
+`{PREFIX}DATABASES='{{"shop": {{"host": "db"}}}}'`."""
+MODELS: Final[Mapping[str, type[BaseModel]]] = {"databases": Database, "users": User, "peers": Peer}
 _INTRODUCTION: Final = f"""\
 A setting such as `pool_mode` may be given in three ways. The first that is there counts:
 
@@ -65,6 +69,11 @@ def _help_lines() -> Iterator[str]:
     yield ""
     yield from _help_option("FILE", "A pgbouncer.ini. Then PgBouncer's defaults hold, where it has others.")
     yield from _help_option("--config FILE", f"TOML file of settings. ({PREFIX}CONFIG)")
+    yield from _help_option(
+        "--databases, --users, --peers JSON",
+        "Tables of entries, instead of those in the file: an object of objects. "
+        f"({PREFIX}DATABASES, {PREFIX}USERS, {PREFIX}PEERS)",
+    )
     yield from _help_option("-q, --quiet", "Do not log to standard error.")
     yield from _help_option("-v, --verbose", "Log more: --verbose 1. Twice for 2, and so on.")
     yield from _help_option("-d, --daemon", "Run in the background. It takes a pidfile, and a logfile or syslog.")
@@ -104,9 +113,8 @@ def _markdown_lines() -> Iterator[str]:
         for name, field in group.model_fields.items():
             yield _row(name, field)
     yield from ("", "## Databases, users and peers", "")
-    yield "In a pgbouncer.ini, each is a line of key=value pairs; in TOML, a table such as `[databases.shop]`. What is"
-    yield "not set there goes by the settings above."
-    for section, model in ENTRIES.items():
+    yield _ENTRIES
+    for section, model in MODELS.items():
         yield from ("", f"### [{section}]", "", str(model.__doc__), "", "| key | takes | meaning |", "|---|---|---|")
         for name, field in model.model_fields.items():
             yield _cells(f"`{name}`", takes(field).words, str(field.description))

@@ -16,6 +16,10 @@ from config.settings import Settings
 PREFIX = str(Settings.model_config["env_prefix"])
 # The file itself: an option and a variable, but no setting, as a TOML file can't name another file.
 CONFIG = "config"
+ENTRIES: Final = ("databases", "users", "peers")
+"""The tables of single databases, users and peers. Only `users` is a setting as well, for passwords alone."""
+NAMES: Final = (*Settings.model_fields, *(name for name in ENTRIES if name not in Settings.model_fields), CONFIG)
+"""What an option or a variable can have for a name."""
 DEFAULT: Final = "default"
 """The place of what was not given."""
 TABLES: Final = tuple(name for name, field in Settings.model_fields.items() if takes(field).metavar == "JSON")
@@ -55,7 +59,7 @@ class Reading:
 def read_environment(environ: Mapping[str, str]) -> Reading:
     """Read the variables PGFUNNEL_<NAME>; any other that begins so is a mistake."""
     reading = Reading()
-    variables = {PREFIX + name.upper(): name for name in (*Settings.model_fields, CONFIG)}
+    variables = {PREFIX + name.upper(): name for name in NAMES}
     for variable, text in environ.items():
         if not variable.upper().startswith(PREFIX) or _is_service_link(variable, text):
             continue

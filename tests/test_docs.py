@@ -29,7 +29,13 @@ NAMES: Final = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
 SOURCE_FOLDERS: Final = ("benchmarks", "config", "docs", "pooler", "protocol", "tests")
 WRITTEN_LATER: Final = {"benchmarks/results/"}
 # Variables that are no settings: the file of settings, and the tests' own.
-OTHER_VARIABLES: Final = {"PGFUNNEL_CONFIG", "PGFUNNEL_SIMULATION_SECONDS", "PGFUNNEL_SIMULATION_SEED"}
+OTHER_VARIABLES: Final = {
+    "PGFUNNEL_CONFIG",
+    "PGFUNNEL_DATABASES",
+    "PGFUNNEL_PEERS",
+    "PGFUNNEL_SIMULATION_SECONDS",
+    "PGFUNNEL_SIMULATION_SEED",
+}
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 

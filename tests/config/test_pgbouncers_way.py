@@ -8,6 +8,7 @@ import pytest
 from config.databases import Database
 from config.errors import ConfigurationError
 from config.load import Loaded, load
+from config.percent import Percent
 from config.sources import Source
 
 UPSTREAM = "postgresql://app:secret@db/orders"
@@ -20,6 +21,7 @@ listen_port = 7000
 pidfile = pgfunnel.pid
 logfile = pgfunnel.log
 """
+COUNT = "a whole number, 0 or more, or a share such as 90%"
 MODES = "disable, allow, prefer, require, verify-ca, verify-full"
 Start = Callable[..., Loaded]
 
@@ -186,3 +188,48 @@ def test_a_toml_file_has_databases_users_and_peers(start: Start) -> None:
 def test_users_given_otherwise_go_before_those_of_the_file(start: Start) -> None:
     Path("a.toml").write_text('[databases.shop]\n[users]\nalice = "hush"\n')
     assert start("--config", "a.toml", USERS='{"bob": "hush"}').credentials.keys() == {"bob"}
+
+
+# Where there is no file.
+
+
+def test_entries_may_be_given_as_json_by_option_or_variable(start: Start) -> None:
+    loaded = start(
+        "--databases",
+        '{"shop": {"host": "db", "pool_size": "50%"}}',
+        USERS='{"alice": "hush", "bob": {"password": "hush", "pool_size": 5}, "carol": {"pool_mode": "session"}}',
+        PEERS='{"1": {"host": "other"}}',
+    )
+    assert loaded.directory.databases == {"shop": Database(host=("db",), pool_size=Percent(50))}
+    assert loaded.credentials.keys() == {"alice", "bob"}
+    assert (loaded.directory.users["bob"].pool_size, loaded.directory.peers[1].host) == (5, "other")
+    assert "hush" not in repr(loaded)
+
+
+def test_entries_without_a_file_take_the_places_of_those_in_it(start: Start) -> None:
+    assert start("pgbouncer.ini", DATABASES='{"hr": {}}').directory.databases.keys() == {"hr"}
+    assert start("pgbouncer.ini", "--databases={}", "--upstream", UPSTREAM).directory.databases == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "mistake"),
+    [
+        ("--databases=shop", "--databases: its value is not JSON: Expecting value at character 1 (command line)"),
+        ("--databases=[1]", "databases: it is not a table (--databases, command line)"),
+        ('--databases={"a": 1}', "[databases] a: it is not a table (--databases, command line)"),
+        (
+            '--databases={"a": {"pool_sise": 1}}',
+            "[databases] a: there is no key pool_sise; did you mean pool_size? (--databases, command line)",
+        ),
+        (
+            '--users={"a": {"pool_size": -5}, "b": "hush"}',
+            f"[users] a: pool_size -5 is not {COUNT} (--users, command line)",
+        ),
+        (
+            '--peers={"a": {"host": "b"}}',
+            "[peers] a: it is not a peer_id, a whole number from 1 to 16383 (--peers, command line)",
+        ),
+    ],
+)
+def test_a_mistake_in_entries_without_a_file_is_told_as_one_in_it(start: Start, argv: str, mistake: str) -> None:
+    assert mistakes(start, "pgbouncer.ini", argv) == [mistake]
