@@ -76,6 +76,8 @@ class Report:
         self._tally.logins += 1
         self._logged_in[startup.user, startup.database] += 1
         self.clients_of[session.pool] += 1
+        session.pool.stats.client_login_count += 1
+        session.pool.stats.logins.note(self._now() - login.since)
         if self._current.settings.log_connections:
             self._log.info(
                 "client_login",
