@@ -16,9 +16,9 @@ from config.settings import GROUPS, RESTART
 from config.sources import PREFIX
 
 _ENTRIES: Final = f"""\
-In a pgbouncer.ini, each is a line of key=value pairs; in TOML, a table such as `[databases.shop]`. What is not set there
-goes by the settings above. As an option or a variable they are a JSON object, which takes the place of the file's table:
-`{PREFIX}DATABASES='{{"shop": {{"host": "db"}}}}'`."""
+In a pgbouncer.ini, each is a line of key=value pairs; in TOML, a table such as `[databases.shop]`. What is not set
+there goes by the settings above. As an option or a variable, they are a JSON object that takes the place of the file's
+table: `{PREFIX}DATABASES='{{"shop": {{"host": "db"}}}}'`."""
 MODELS: Final[Mapping[str, type[BaseModel]]] = {"databases": Database, "users": User, "peers": Peer}
 _INTRODUCTION: Final = f"""\
 A setting such as `pool_mode` may be given in three ways. The first that is there counts:

@@ -47,6 +47,16 @@ WAYS_TO_FAIL: list[tuple[Sequence[str], Mapping[str, str]]] = [
     ([], {"PGFUNNEL_UPSTREAM": f"postgresql://app:{SECRET}%@db"}),
     ([], {"PGFUNNEL_USERS": f'{{"app": "{SECRET}", "": "{SECRET}"}}'}),
     ([], {"PGFUNNEL_USERS": f'{{"app": "{SECRET}\\ud800"}}'}),
+    (["--databases", f'{{"a": {{"password": "{SECRET}"'], {}),
+    (["--databases", f'{{"a": {{"passwort": "{SECRET}"}}}}'], {}),
+    (["--databases", f'{{"a": {{"password": "{SECRET}", "port": "x"}}}}', "--pool-mode=x"], {}),
+    (["--databases", f'{{"a": {{"password": ["{SECRET}"]}}}}'], {}),
+    (["--databases", f'["{SECRET}"]'], {}),
+    (["--users", f'{{"a": {{"password": "{SECRET}", "pool_size": -1}}}}'], {}),
+    (["--users", f'{{"a": {{"pool_size": 1}}, "b": ["{SECRET}"]}}'], {}),
+    ([f"-{SECRET}"], {}),
+    ([SECRET], {}),
+    (["pgbouncer.ini", SECRET], {}),
 ]
 FILES_TO_FAIL = [
     f'upstream = "postgresql://app:{SECRET}@db',
