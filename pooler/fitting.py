@@ -77,6 +77,10 @@ class Fittings:
         """Return what these parameters come to, if that is known."""
         return self._sharing_of(pool).fitted.get(parameters)
 
+    def plain(self, pool: Pool[ServerSession]) -> Fitted:
+        """Return what a client without parameters gets. A server of the pool has to have been seen."""
+        return Fitted(self._sharing_of(pool).base, pool.welcome)
+
     def begin(self, pool: Pool[ServerSession], parameters: Parameters, guest: Guest) -> None:
         """Find it out for `guest`, whose fitted() or end() will be called."""
         key = (pool, parameters)

@@ -421,7 +421,7 @@ class ClientLogin(asyncio.Protocol):
                 self._enter(out, fitted)
                 return
         elif pool.welcome:
-            self._enter(out, Fitted(None, pool.welcome))
+            self._enter(out, self._duties.fittings.plain(pool))
             return
         if out:
             self.transport.write(out)
@@ -444,7 +444,7 @@ class ClientLogin(asyncio.Protocol):
     def welcome(self) -> None:
         """See pool.Newcomer.welcome."""
         if not self.ended:
-            self._enter(b"", Fitted(None, self._pool.welcome))
+            self._enter(b"", self._duties.fittings.plain(self._pool))
 
     def fitted(self, fitted: Fitted) -> None:
         """See fitting.Guest.fitted."""

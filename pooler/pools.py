@@ -18,6 +18,7 @@ from config.pools import PoolMode
 from config.settings import Settings
 from config.terms import Terms, terms_for
 from pooler.connect import Login, LoginRefusedError, leave
+from pooler.connect_query import run_connect_query
 from pooler.credentials.brought import MOST_EACH
 from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
@@ -351,7 +352,8 @@ class Pools:
         era = pool.era
         began = self._now()
         try:
-            login = await self._log_in(self._places[pool])
+            place = self._places[pool]
+            login = await self._make_ready(place.terms, await self._log_in(place))
         except ConnectFailedError as failure:
             self._failed(pool, failure)
         except SourceFailedError as failure:
@@ -440,6 +442,23 @@ class Pools:
         endpoint = terms.endpoint
         return await self._hosts.log_in(endpoint, credential, self.tls, {**dict(endpoint.parameters), **parameters})
 
+    async def _make_ready(self, terms: Terms, login: Login) -> Login:
+        """Run connect_query. Raises ConnectFailedError."""
+        sql = terms.endpoint.connect_query
+        if not sql:
+            return login
+        login = await run_connect_query(login, terms.user, sql, self._settings.server_connect_timeout)
+        if login.objection is not None and self._settings.log_pooler_errors:
+            self._log.warning(
+                "connect_query_failed",
+                user=terms.user,
+                database=terms.database,
+                sqlstate=login.objection.sqlstate,
+                error=login.objection.message,
+                advice="the connection is used all the same, as in PgBouncer",
+            )
+        return login
+
     # --- connections that clients' passwords have opened
 
     async def prove(self, user: str, database: str, password: Password) -> Login:
@@ -449,7 +468,7 @@ class Pools:
             raise LoginRefusedError(ErrorFields("FATAL", "3D000", f'no such database: "{database}"'))
         terms = replace(terms, endpoint=replace(terms.endpoint, user=user))
         try:
-            login = await self._log_in_with(terms, password)
+            login = await self._make_ready(terms, await self._log_in_with(terms, password))
         except ConnectFailedError as failure:
             self.upstream.failed(self._now(), str(failure))
             raise
@@ -486,6 +505,7 @@ class Pools:
             self.duties(pool.mode),
             SessionState(place.sharing, login.parameters),
         )
+        server.profile = place.sharing.take_base(login.left)
         if not place.terms.server_lifetime:
             server.retire_after_use(Reason.SERVER_LIFETIME)
         login.transport.set_protocol(server)

@@ -272,7 +272,7 @@ class WayBack:
         server = self._server
         client = server.asker
         try:
-            findings = read_answer(self._answer, server.pool.user)
+            findings = server.state.sharing.beside_base(read_answer(self._answer, server.pool.user))
         except ProtocolViolation:
             server.end(Reason.SERVER_VIOLATION)
             return
@@ -335,7 +335,7 @@ class WayBack:
             server.end(Reason.LIBRARY_LOADED)
         elif not (findings.states or server.state.nameless or State.SEQUENCE in pins):
             self._go_home()
-        elif self.step is Step.PROOF:
+        elif self.step is Step.PROOF or server.state.sharing.base_states:
             server.end(Reason.SERVER_UNCLEAN)
         else:
             self._query(Step.DISCARD, _DISCARD)
@@ -344,7 +344,7 @@ class WayBack:
         """See ServerSession.try_on."""
         server = self._server
         self._fitting = done
-        self._tried_on = parameters
+        self._tried_on = parameters = server.state.sharing.with_base(parameters)
         self._send(Step.FIT, fit(server.profile, parameters) + server.state.question(server.profile, custom=parameters))
 
     def _fitted(self, *, failed: bool) -> None:

@@ -5,12 +5,13 @@ and sending are the sessions' affair.
 """
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple, final
 
 from pooler.session_state.answers import Answers
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import Policy
+from protocol.messages import text_of
 from protocol.parameters import IDENTITY, ROLE, SESSION_USER, Profile, Profiles
 from protocol.question import Findings, can_be_asked_for
 from protocol.sql import State, Verdict
@@ -85,6 +86,8 @@ class Sharing:
         "_custom",
         "answers",
         "audit",
+        "base",
+        "base_states",
         "fitted",
         "ledger",
         "library",
@@ -120,11 +123,34 @@ class Sharing:
         """How many clients are pinned now."""
         self.pinning = policy.pinned | policy.rejected
         """The classes that pin. What is rejected and has come about all the same, in a function, is among them."""
+        self.base: Profile | None = None
+        """What connect_query sets: each client begins with it, and has it back after a RESET."""
+        self.base_states = State(0)
+        """What else it leaves in each session. It is everybody's, and pins nobody."""
         self.fitted: dict[tuple[tuple[str, str], ...], Fitted] = {}
         self.answers = Answers()
         self.unseen_names = False
         """Clients have prepared, under names that pass as they are, what may leave something when it runs."""
         self._custom: set[str] = set()
+
+    def take_base(self, left: Findings | None) -> Profile | None:
+        """Take what connect_query has left in a new session, if it was run; return that session's profile."""
+        base = self.profiles.of(own_settings(left)) if left is not None else None
+        states = left.states if left is not None else State(0)
+        if (base, states) != (self.base, self.base_states):
+            self.base, self.base_states = base, states
+            self.fitted.clear()
+            self.answers = Answers()
+        return base
+
+    def with_base(self, parameters: Mapping[str, str]) -> dict[str, str]:
+        """Return what to give a client that comes with these startup parameters."""
+        base = self.base.settings if self.base is not None else {}
+        return {**{name: text_of(value) for name, value in base.items()}, **parameters}
+
+    def beside_base(self, findings: Findings) -> Findings:
+        """Return the findings without what is in each session."""
+        return findings._replace(states=findings.states & ~self.base_states)
 
     @property
     def full(self) -> bool:
