@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from config.fields import Count, Seconds, ServerPort, Takes, Text, takes
+from config.hosts import LoadBalanceHosts, TargetSessionAttrs, host_and_port
 from config.ini import Ini, Item, pairs
 from config.nearest import did_you_mean
 from config.percent import Connections
@@ -46,9 +47,17 @@ def _host(value: object) -> object:
 def _hosts(value: object) -> object:
     if isinstance(value, str):
         value = [host.strip() for host in value.split(",")]
-    if isinstance(value, (list, tuple)) and not all(map(_is_host, value)):
+    if isinstance(value, (list, tuple)) and not all(_is_host(host) and _has_good_port(host) for host in value):
         raise PydanticKnownError("list_type")
     return value
+
+
+def _has_good_port(host: str) -> bool:
+    try:
+        host_and_port(host, 0)
+    except ValueError:
+        return False
+    return True
 
 
 def _filled(value: object) -> object:
@@ -112,15 +121,13 @@ class Database(_Entry):
     max_db_client_connections: _Count = Field(default=None, description="The setting of this name.")
     query_wait_timeout: _Seconds = Field(default=None, description="The setting of this name.")
     server_lifetime: _Seconds = Field(default=None, description="The setting of this name.")
-    load_balance_hosts: Annotated[
-        Literal["round-robin", "disable"], _Word, Takes("WORD", "one of round-robin, disable")
-    ] = Field(
+    load_balance_hosts: Annotated[LoadBalanceHosts, _Word, Takes("WORD", "one of round-robin, disable")] = Field(
         default="round-robin",
         description="Of several hosts, take the next one for each connection (round-robin), or stay with one until a "
         "connection to it fails (disable).",
     )
     target_session_attrs: Annotated[
-        Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"],
+        TargetSessionAttrs,
         _Word,
         Takes("WORD", "one of any, read-write, read-only, primary, standby, prefer-standby"),
     ] = Field(default="any", description="Which of the hosts to take, as in libpq.")

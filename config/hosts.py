@@ -1,6 +1,10 @@
 """Hosts as they are written in lists: a name, an IP address or a Unix socket, and maybe a port of its own."""
 
 import re
+from typing import Literal
+
+LoadBalanceHosts = Literal["round-robin", "disable"]
+TargetSessionAttrs = Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]
 
 
 def is_local(host: str) -> bool:

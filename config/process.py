@@ -24,10 +24,11 @@ class Process(BaseModel):
     upstream: UpstreamUrl = Field(
         default=None,
         description="The Postgres behind the pooler, and the user who logs in there. It takes this or [databases], "
-        "whose entries go before it. A Unix socket is postgresql:///dbname?host=/directory. Clients may ask for other "
-        "databases than the URL's. PGPASSWORD and the like are not read. Of libpq's options it takes host, port, "
-        "sslmode, sslrootcert, sslcert, sslkey and sslnegotiation, which stand for the settings server_tls_*, and "
-        "channel_binding.",
+        "whose entries go before it. A Unix socket is postgresql:///dbname?host=/directory; several hosts are "
+        "postgresql://a:5432,b:5432/dbname. Clients may ask for other databases than the URL's. PGPASSWORD and the "
+        "like are not read. Of libpq's options it takes host, port, load_balance_hosts, target_session_attrs, "
+        "channel_binding, and sslmode, sslrootcert, sslcert, sslkey and sslnegotiation, which stand for the settings "
+        "server_tls_*.",
     )
     server_password_source: ServerPasswordSource = Field(
         default=None,

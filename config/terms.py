@@ -75,7 +75,12 @@ def entry_of(settings: Settings, directory: Directory, database: str) -> Databas
     entry = directory.database(database)
     if entry is None and settings.upstream is not None:
         upstream = settings.upstream
-        return Database.model_construct(host=(upstream.host,), port=upstream.port)
+        return Database.model_construct(
+            host=upstream.hosts,
+            port=upstream.port,
+            load_balance_hosts=upstream.load_balance_hosts,
+            target_session_attrs=upstream.target_session_attrs,
+        )
     return entry
 
 

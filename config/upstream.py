@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
 from pathlib import PurePosixPath
-from typing import Self
+from typing import Self, cast, get_args
 from urllib.parse import quote, unquote
 
 from pydantic import SecretStr
+
+from config.hosts import LoadBalanceHosts, TargetSessionAttrs
 
 DEFAULT_PORT = 5432
 SCHEMES = ("postgresql", "postgres")
@@ -44,18 +46,22 @@ _TLS_SETTINGS = {
     "sslkey": "server_tls_key_file",
     "sslnegotiation": "server_tls_sslnegotiation",
 }
+_BALANCE: Mapping[str, LoadBalanceHosts] = {"disable": "disable", "random": "round-robin", "round-robin": "round-robin"}
 _WORDS = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
     "channel_binding": ("disable", "prefer", "require"),
+    "load_balance_hosts": tuple(_BALANCE),
+    "target_session_attrs": get_args(TargetSessionAttrs),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A parsed upstream URL. `host` is a name, an address, or the directory of a Unix socket (begins with /)."""
+    """A parsed upstream URL."""
 
     host: str
+    """A name, an address, or the directory of a Unix socket (begins with /); the first, if there are several."""
     port: int = DEFAULT_PORT
     user: str | None = None
     password: SecretStr | None = None
@@ -64,10 +70,15 @@ class Upstream:
     """Settings that its options stand for, with their values."""
     channel_binding: str = "prefer"
     """Whether a proof of the password has to be bound to the TLS connection, as in libpq: disable, prefer, require."""
+    others: tuple[tuple[str, int], ...] = ()
+    """Further hosts with their ports, in the order in which they are to be tried."""
+    load_balance_hosts: LoadBalanceHosts = "disable"
+    """disable or round-robin. As in libpq, the first host comes first unless said otherwise."""
+    target_session_attrs: TargetSessionAttrs = "any"
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Parse postgresql://user:password@host:port/dbname?host=/socket/dir&port=N&sslmode=MODE and so on.
+        """Parse postgresql://user:password@host:port,host:port/dbname?host=/socket/dir&port=N&sslmode=MODE and so on.
 
         Raises ValueError, whose message quotes no part of the URL that could be a password.
         """
@@ -83,23 +94,28 @@ class Upstream:
 
         userinfo, _, location = authority.rpartition("@")
         user, _, password = userinfo.partition(":")
-        host, port = _host_and_port(location)
         options = _options(query)
-        host = options.get("host") or host
-        port = options.get("port") or port
-        if not host:
-            raise ValueError("names no host (for a Unix socket: postgresql:///dbname?host=/directory)")
-        _check_host(host)
+        (host, port), *others = _hosts(location, options)
         secret = _decode(password)
         return cls(
             host=host,
-            port=_port_number(port) if port else DEFAULT_PORT,
+            port=port,
             user=_decode(user) or None,
             password=SecretStr(secret) if secret else None,
             dbname=_decode(path) or None,
             tls=tuple(_tls_settings(options).items()),
             channel_binding=options.get("channel_binding", "prefer"),
+            others=tuple(others),
+            load_balance_hosts="disable"
+            if options.get("load_balance_hosts", "disable") == "disable"
+            else "round-robin",
+            target_session_attrs=cast("TargetSessionAttrs", options.get("target_session_attrs", "any")),
         )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All hosts, as an entry of a database has them: with their port where it is not the first one's."""
+        return (self.host, *(host if port == self.port else _written(host, port) for host, port in self.others))
 
     @property
     def socket_path(self) -> PurePosixPath | None:
@@ -110,8 +126,8 @@ class Upstream:
         """Return the URL as logs may show it: *** stands for the password."""
         user = quote(self.user or "", safe="")
         credentials = f"{user}:***@" if self.password else f"{user}@" if user else ""
-        host = f"[{self.host}]" if ":" in self.host else quote(self.host, safe="")
-        return f"postgresql://{credentials}{host}:{self.port}/{quote(self.dbname or '', safe='')}"
+        hosts = ",".join(_written(host, port) for host, port in ((self.host, self.port), *self.others))
+        return f"postgresql://{credentials}{hosts}/{quote(self.dbname or '', safe='')}"
 
 
 def mask(text: str) -> str:
@@ -131,9 +147,10 @@ def mask(text: str) -> str:
         credentials = f"{shown_user}:***" if colon else shown_user
     rest, mark, query = rest.partition("?")
     location, slash, path = rest.partition("/")
-    host, colon, port = location.rpartition(":")
-    if colon and not location.endswith("]") and not re.fullmatch(r"[0-9]{0,5}", port):
-        return f"{scheme}://{credentials}{at}{host}:***"
+    for each in location.split(","):
+        host, colon, port = each.rpartition(":")
+        if colon and not each.endswith("]") and not re.fullmatch(r"[0-9]{0,5}", port):
+            return f"{scheme}://{credentials}{at}{location[: location.index(each)]}{host}:***"
     shown_query = "&".join(_mask_option(option) for option in query.split("&")) if mark else ""
     return f"{scheme}://{credentials}{at}{location}{slash}{path.partition('#')[0]}{mark}{shown_query}"
 
@@ -143,6 +160,29 @@ def _mask_option(option: str) -> str:
     if name in ("host", "port", *_WORDS):
         return option
     return f"{name}=***" if equals and name.replace("_", "").isalpha() else "***"
+
+
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='@')}:{port}"
+
+
+def _hosts(location: str, options: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Return hosts and ports, at least one; options of these names go before the URL's authority, as in libpq."""
+    pairs = [_host_and_port(part) for part in location.split(",")]
+    hosts = options["host"].split(",") if options.get("host") else [host for host, _ in pairs]
+    ports = options["port"].split(",") if options.get("port") else [port for _, port in pairs]
+    if len(ports) == 1:
+        ports *= len(hosts)
+    if len(ports) != len(hosts):
+        raise ValueError(f"has {len(ports)} ports for {len(hosts)} hosts")
+    if not all(hosts):
+        raise ValueError("names no host (for a Unix socket: postgresql:///dbname?host=/directory)")
+    found = [(host, _port_number(port) if port else DEFAULT_PORT) for host, port in zip(hosts, ports, strict=True)]
+    for host, port in found:
+        _check_host(host)
+        if host.startswith("/") and port != found[0][1]:
+            raise ValueError("has a Unix socket with another port than the first host's")
+    return found
 
 
 def _host_and_port(location: str) -> tuple[str, str]:
@@ -156,20 +196,18 @@ def _host_and_port(location: str) -> tuple[str, str]:
         except AddressValueError:
             raise ValueError("has something other than an IPv6 address in its brackets") from None
         return address, port[1:]
-    if location.count(":") > 1 and "," not in location:
+    if location.count(":") > 1:
         raise ValueError("has an IPv6 address without brackets (write postgresql://[::1]:5432/dbname)")
     host, _, port = location.partition(":")
     return _decode(host), port
 
 
 def _check_host(host: str) -> None:
-    if "," in host:
-        raise ValueError("names several hosts, of which pgfunnel takes only one")
     if host.startswith("/"):
         return
     try:
         host.encode("idna")  # as it is looked up
-        possible = not re.search(r"[\s/\x00-\x1f]", host)
+        possible = not re.search(r"[\s/,\x00-\x1f]", host)
     except UnicodeError:
         possible = False
     if not possible:

@@ -56,6 +56,32 @@ def test_a_directory_as_host_is_a_unix_socket(url: str) -> None:
     assert Upstream.parse("postgresql://db/orders").socket_path is None
 
 
+@pytest.mark.parametrize(
+    ("url", "port", "hosts"),
+    [
+        ("postgresql://a,b/db", 5432, ("a", "b")),
+        ("postgresql://app:x@a:6000,b:6000,c:6001/db", 6000, ("a", "b", "c:6001")),
+        ("postgresql://a:6000,b/db", 6000, ("a", "b:5432")),
+        ("postgresql://[::1]:6000,[::2]:6000,[::3]/db", 6000, ("::1", "::2", "[::3]:5432")),
+        ("postgresql:///db?host=a,b&port=6000", 6000, ("a", "b")),
+        ("postgresql:///db?host=a,b&port=6000,6001", 6000, ("a", "b:6001")),
+        ("postgresql://x:1/db?host=/run/a,/run/b", 1, ("/run/a", "/run/b")),
+    ],
+)
+def test_a_url_may_name_several_hosts_as_in_libpq(url: str, port: int, hosts: tuple[str, ...]) -> None:
+    parsed = Upstream.parse(url)
+    assert (parsed.port, parsed.hosts) == (port, hosts)
+    assert Upstream.parse(str(parsed)).hosts == hosts
+
+
+@pytest.mark.parametrize(("given", "meant"), [("disable", "disable"), ("random", "round-robin")])
+def test_how_hosts_are_chosen_is_said_in_libpqs_words(given: str, meant: str) -> None:
+    assert Upstream.parse("postgresql://a,b").load_balance_hosts == "disable"
+    assert Upstream.parse("postgresql://a,b").target_session_attrs == "any"
+    parsed = Upstream.parse(f"postgresql://a,b/db?load_balance_hosts={given}&target_session_attrs=read-write")
+    assert (parsed.load_balance_hosts, parsed.target_session_attrs) == (meant, "read-write")
+
+
 def test_a_newline_after_the_url_is_left_out() -> None:
     """As in a Kubernetes secret that was made with echo."""
     assert Upstream.parse("postgresql://app:secret@db/orders\n").dbname == "orders"
@@ -97,7 +123,12 @@ def test_channel_binding_may_be_required() -> None:
         ("postgresql+asyncpg://db", "does not begin with postgresql://"),
         ("postgresql://", "names no host"),
         ("postgresql://app:secret@/orders", "names no host"),
-        ("postgresql://a,b/orders", "several hosts"),
+        ("postgresql://a,,b/orders", "names no host"),
+        ("postgresql://a:1,b:2,c/orders?port=3,4", "has 2 ports for 3 hosts"),
+        ("postgresql://a:1,b:x/orders", "a port that is not a number"),
+        ("postgresql:///orders?host=/a,/b&port=1,2", "a Unix socket with another port than the first host's"),
+        ("postgresql://a,b?target_session_attrs=master", "as its target_session_attrs that is not one of any, read-w"),
+        ("postgresql://a,b?load_balance_hosts=yes", "as its load_balance_hosts that is not one of disable, random"),
         ("postgresql://db:port/orders", "port that is not a number from 1 to 65535"),
         ("postgresql://db:0/orders", "port that is not a number from 1 to 65535"),
         ("postgresql://db:65536/orders", "port that is not a number from 1 to 65535"),
@@ -187,6 +218,8 @@ def test_any_text_is_parsed_or_refused_with_a_message(text: str) -> None:
         ("postgresql://app@db/orders", "postgresql://app@db/orders"),
         ("postgresql://db/orders?password=secret&sslmode=on", "postgresql://db/orders?password=***&sslmode=on"),
         ("postgresql://db:secret", "postgresql://db:***"),
+        ("postgresql://a:5432,db:secret,b:5432/db", "postgresql://a:5432,db:***"),
+        ("postgresql://a:1,b:2/db?load_balance_hosts=x", "postgresql://a:1,b:2/db?load_balance_hosts=x"),
         ("postgresql://app:se/secret", "postgresql://app:***"),
         ("postgresql://app:se/secret@db:5432/orders", "postgresql://app:***@db:5432/orders"),
         ("postgresql://se/cret@db:5432/orders", "postgresql://***@db:5432/orders"),
@@ -218,6 +251,7 @@ urls_with_secret = st.sampled_from(
         "postgresql://app:x%{}@db/orders",
         "postgresql://app:{}%zz@db/orders",
         "postgresql://app:{}",
+        "postgresql://app:{},db:5432/orders",
         "postgresql://app:x/{}",
         "postgresql://db/orders?password={}",
         "postgresql://db/orders?passfile={}",

@@ -1,0 +1,240 @@
+"""Names and their addresses: what is remembered, for how long, and what happens while the DNS is away."""
+
+import asyncio
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from pooler.dns import Answer, LookupFailedError, look_up, read_resolv_conf
+from pooler.log import make_log
+from pooler.resolver import KEPT_S, Known, Resolver, UnresolvedError
+from tests.support.configuration import current
+from tests.support.dns import DnsServer
+
+
+class Dns:
+    """A DNS that answers at once, or when it is let, and a clock."""
+
+    def __init__(self, *addresses: str, ttl: float = 300) -> None:
+        self.addresses = addresses
+        self.ttl = ttl
+        self.failure: LookupFailedError | None = None
+        self.asked = 0
+        self.time = 1000.0
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.written = io.StringIO()
+
+    async def look_up(self, name: str, resolv_conf: Path | None) -> Answer:
+        self.asked += 1
+        await self.answering.wait()
+        if self.failure is not None:
+            raise self.failure
+        return Answer(self.addresses, self.ttl)
+
+    def resolver(self, **settings: float) -> Resolver:
+        in_force = current(Settings.model_validate({"upstream": "postgresql://db.test", **settings}))
+        return Resolver(in_force, lambda: self.time, make_log("text", "info", self.written), self.look_up)
+
+    @property
+    def log(self) -> str:
+        return self.written.getvalue()
+
+
+async def test_an_answer_is_good_for_its_ttl() -> None:
+    dns = Dns("10.0.0.1", "10.0.0.2", ttl=4)
+    resolver = dns.resolver(dns_max_ttl=15)
+    assert await resolver.addresses("db.test") == ("10.0.0.1", "10.0.0.2")
+    dns.time += 3.9
+    await resolver.addresses("db.test")
+    assert dns.asked == 1
+    dns.time += 0.1
+    await resolver.addresses("db.test")
+    assert dns.asked == 2
+
+
+async def test_an_answer_is_good_for_dns_max_ttl_at_most() -> None:
+    dns = Dns("10.0.0.1", ttl=300)
+    resolver = dns.resolver(dns_max_ttl=15)
+    await resolver.addresses("db.test")
+    assert list(resolver.known()) == [Known("db.test", 15, ("10.0.0.1",))]
+    dns.time += 15
+    dns.addresses = ("10.0.0.9",)
+    assert await resolver.addresses("db.test") == ("10.0.0.9",)
+
+
+async def test_a_ttl_of_0_is_no_question_for_each_login() -> None:
+    dns = Dns("10.0.0.1", ttl=0)
+    resolver = dns.resolver()
+    for _ in range(3):
+        await resolver.addresses("db.test")
+    assert dns.asked == 1
+
+
+async def test_who_asks_at_the_same_time_asks_once() -> None:
+    dns = Dns("10.0.0.1")
+    resolver = dns.resolver()
+    dns.answering.clear()
+    waiting = [asyncio.create_task(resolver.addresses("db.test")) for _ in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (dns.asked, resolver.questions) == (1, 1)
+    waiting[0].cancel()  # which is no reason for the others to go without
+    dns.answering.set()
+    assert await asyncio.gather(*waiting[1:]) == [("10.0.0.1",)] * 49
+    assert resolver.questions == 0
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "::1", "/tmp", "@pg"])
+async def test_what_is_no_name_is_not_asked_for(host: str) -> None:
+    dns = Dns()
+    assert await dns.resolver().addresses(host) == (host,)
+    assert not dns.asked
+
+
+async def test_a_name_that_is_not_found_is_asked_for_again_after_dns_nxdomain_ttl() -> None:
+    dns = Dns("10.0.0.1")
+    dns.failure = LookupFailedError("Domain name not found", gone=True)
+    resolver = dns.resolver(dns_nxdomain_ttl=7)
+    for _ in range(2):
+        with pytest.raises(UnresolvedError, match=r"can't resolve db\.test: Domain name not found"):
+            await resolver.addresses("db.test")
+    assert dns.asked == 1
+    dns.failure = None
+    dns.time += 7
+    assert await resolver.addresses("db.test") == ("10.0.0.1",)
+    assert dns.log.count("dns_failed") == 1
+    assert "event=dns_recovered" in dns.log
+
+
+async def test_old_addresses_serve_while_the_dns_is_away() -> None:
+    dns = Dns("10.0.0.1")
+    resolver = dns.resolver(dns_max_ttl=5, dns_nxdomain_ttl=5)
+    await resolver.addresses("db.test")
+    dns.failure = LookupFailedError("Could not contact DNS servers", gone=False)
+    for _ in range(3):
+        dns.time += 5
+        assert await resolver.addresses("db.test") == ("10.0.0.1",)
+    assert dns.log.count("dns_failed") == 1
+    assert "still_used=10.0.0.1" in dns.log
+
+
+async def test_old_addresses_serve_while_the_dns_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    dns = Dns("10.0.0.1")
+    resolver = dns.resolver()
+    await resolver.addresses("db.test")
+    dns.time += 1000
+    dns.answering.clear()
+    monkeypatch.setattr("pooler.resolver.PATIENCE_S", 0.01)
+    assert await resolver.addresses("db.test") == ("10.0.0.1",)
+    await resolver.close()
+
+
+async def test_a_question_that_is_never_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    dns = Dns()
+    dns.answering.clear()
+    monkeypatch.setattr("pooler.resolver.QUESTION_S", 0.01)
+    with pytest.raises(UnresolvedError, match="no answer within"):
+        await dns.resolver().addresses("db.test")
+
+
+async def test_a_name_that_is_gone_is_not_replaced_by_what_it_was() -> None:
+    dns = Dns("10.0.0.1")
+    resolver = dns.resolver(dns_max_ttl=5)
+    await resolver.addresses("db.test")
+    dns.time += 5
+    dns.failure = LookupFailedError("Domain name not found", gone=True)
+    with pytest.raises(UnresolvedError):
+        await resolver.addresses("db.test")
+    assert resolver.has("db.test", "10.0.0.1"), "connections that there are stay"
+
+
+async def test_names_in_use_are_asked_for_again_and_what_they_have_lost_is_told() -> None:
+    dns = Dns("10.0.0.1", "10.0.0.2")
+    resolver = dns.resolver(dns_max_ttl=5)
+    await resolver.addresses("db.test")
+    dns.addresses = ("10.0.0.2", "10.0.0.3")
+    resolver.sweep(lambda host: host == "db.test")
+    await asyncio.sleep(0.01)
+    assert dns.asked == 1, "too early"
+    dns.time += 5
+    resolver.sweep(lambda host: host == "db.test")
+    await asyncio.sleep(0.01)
+    assert not resolver.has("db.test", "10.0.0.1")
+    assert resolver.has("db.test", "10.0.0.2")
+    assert "event=dns_changed host=db.test addresses=10.0.0.2,10.0.0.3 lost=10.0.0.1" in dns.log
+
+
+async def test_names_that_nobody_uses_are_left_alone_and_forgotten() -> None:
+    dns = Dns("10.0.0.1")
+    resolver = dns.resolver()
+    await resolver.addresses("db.test")
+    dns.time += KEPT_S
+    resolver.sweep(lambda _: False)
+    assert list(resolver.known())
+    dns.time += 1
+    resolver.sweep(lambda _: False)
+    assert not list(resolver.known())
+    assert dns.asked == 1
+
+
+# --- the questions themselves
+
+
+@pytest.fixture
+def server() -> Iterator[DnsServer]:
+    with DnsServer(db_test=["127.0.0.1", "127.0.0.2"]) as server:
+        yield server
+
+
+async def test_a_question_goes_to_the_servers_of_resolv_conf(server: DnsServer, tmp_path: Path) -> None:
+    answer = await look_up("db.test", server.resolv_conf(tmp_path))
+    assert (sorted(answer.addresses), answer.ttl) == (["127.0.0.1", "127.0.0.2"], 300)
+
+
+async def test_each_question_is_asked_anew_whatever_the_ttl(server: DnsServer, tmp_path: Path) -> None:
+    for _ in range(20):
+        await look_up("db.test", server.resolv_conf(tmp_path))
+    assert server.asked == ["db.test"] * 20
+
+
+@pytest.mark.parametrize("name", ["gone.test", "a..b", "x" * 70 + ".test"])
+async def test_a_name_that_does_not_exist_is_told_from_a_server_that_fails(
+    server: DnsServer, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(LookupFailedError) as failed:
+        await look_up(name, server.resolv_conf(tmp_path))
+    assert failed.value.gone
+    server.broken = True
+    with pytest.raises(LookupFailedError) as failed:
+        await look_up("db.test", server.resolv_conf(tmp_path))
+    assert not failed.value.gone
+
+
+async def test_what_hosts_files_know_is_not_asked_for(server: DnsServer, tmp_path: Path) -> None:
+    answer = await look_up("localhost", server.resolv_conf(tmp_path))
+    assert "127.0.0.1" in answer.addresses
+    assert not server.asked
+
+
+async def test_resolv_conf_is_read_as_its_manual_says(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(
+        "# comment\n; another\n\nnameserver 10.0.0.1 # first\nnameserver ::1\ndomain a.test\nsearch b.test c.test\n"
+        "options ndots:2 timeout:3 attempts:4 rotate edns0 ndots:x\nsortlist 10.0.0.0\n"
+    )
+    assert read_resolv_conf(path) == {
+        "nameservers": ["10.0.0.1", "::1"],
+        "domains": ["b.test", "c.test"],
+        "ndots": 2,
+        "timeout": 3,
+        "tries": 4,
+        "rotate": True,
+    }
+    path.write_text("")
+    assert read_resolv_conf(path)["nameservers"] == ["127.0.0.1"]
+    with pytest.raises(LookupFailedError, match="can't read resolv_conf"):
+        read_resolv_conf(tmp_path / "none")
