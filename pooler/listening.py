@@ -11,7 +11,7 @@ from struct import pack
 from typing import Final
 
 from config.settings import Settings
-from pooler.sockets import listening_sockets, place_of
+from pooler.sockets import keep_alive, listening_sockets, place_of
 
 _ROUNDS: Final = 100
 """of the loop, in each of which the system hands over all who have come: none of them can keep it busy for ever."""
@@ -59,6 +59,12 @@ class Doors:
                 listener = await loop.create_server(over_tcp, sock=sock, backlog=settings.listen_backlog)
             self._listeners.append(listener)
         return places
+
+    def follow(self, settings: Settings) -> None:
+        """Let who comes from now on have the TCP options that these settings say."""
+        for sock in self._sockets:
+            if sock.family != socket.AF_UNIX:
+                keep_alive(sock, settings)
 
     async def close(self, *, at_once: bool = False) -> None:
         """Listen no more.

@@ -5,11 +5,12 @@ import contextlib
 import gc
 import math
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from config.errors import ConfigurationError
 from config.load import Loaded, reload, with_setting
+from pooler.admin.results import CommandError
 from pooler.assembly import Parts
 from pooler.listening import Doors
 from pooler.process.process import Process
@@ -55,9 +56,9 @@ class Pooler:
         ):
             loop.add_signal_handler(number, self.stop, how, number.name)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            # In PgBouncer's hands they pause and resume; unhandled they would end the process.
-            loop.add_signal_handler(number, self._ignore, number.name)
+        operations = self.parts.operations
+        for number, operation in ((signal.SIGUSR1, operations.pause), (signal.SIGUSR2, operations.resume)):
+            loop.add_signal_handler(number, self._operate, operation, number.name)
         await self._start()
         try:
             await self._serve_until_stopped()
@@ -109,6 +110,7 @@ class Pooler:
         except ValueError as error:
             raise ConfigurationError([str(error)]) from None
         self._process.follow(loaded.settings)
+        self._doors.follow(loaded.settings)
         self.log.info(
             "reloaded",
             users=len(loaded.access.users),
@@ -121,8 +123,14 @@ class Pooler:
         for note in loaded.notes:
             self.log.info("setting_note", note=note)
 
-    def _ignore(self, signal_name: str) -> None:
-        self.log.warning("signal_ignored", signal=signal_name)
+    def _operate(self, operation: Callable[[], None], signal_name: str) -> None:
+        """Do what a signal asks for instead of a client of the console."""
+        try:
+            operation()
+        except CommandError as error:
+            self.log.warning("signal_ignored", signal=signal_name, error=str(error))
+        else:
+            self.log.info("signal_handled", signal=signal_name)
 
     def _report(self, _: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
         """Log what nobody has caught: a fault of ours. The connection in whose callback it happened is closed."""

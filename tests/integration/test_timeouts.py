@@ -310,6 +310,16 @@ def test_tcp_options_are_set_on_both_sides(postgres: EmbeddedPostgres, pgfunnel:
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
+def test_tcp_options_change_for_those_who_come_after_a_set(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
+    pooler = pgfunnel(postgres.url(), admin_users="postgres", tcp_keepidle=71)
+    with pooler.login() as before, pooler.login(dbname="pgfunnel") as console:
+        console.query("SET tcp_keepidle = 72")
+        with pooler.login() as after:
+            for wire, seconds in ((before, 71), (after, 72)):
+                with pooler.socket_to(wire.socket.getsockname()[1]) as sock:
+                    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == seconds
+
+
 def test_keepalive_can_be_turned_off(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
     pooler = pgfunnel(postgres.url(), tcp_keepalive="false", default_pool_size=1)
     with pooler.login() as wire:
