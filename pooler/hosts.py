@@ -15,7 +15,8 @@ from pooler.credentials.credential import Credential
 from pooler.current import Current
 from pooler.dial import ConnectFailedError, ServerTls
 from pooler.log import Log
-from pooler.reasons import Reason
+from pooler.reasons import REPLACED, Reason
+from pooler.replication import Passage
 from pooler.resolver import Resolver, UnresolvedError
 from pooler.server import ServerSession
 from pooler.turns import Turns
@@ -162,19 +163,26 @@ class Hosts:
 
     # --- while connections are open
 
-    def sweep(self, servers: Iterable[tuple[ServerSession, str]]) -> None:
+    def sweep(self, servers: Iterable[tuple[ServerSession, str]], passages: Iterable[Passage]) -> None:
         """Retire connections, given with their target_session_attrs, whose host is not what it was any more."""
         in_use: set[str] = set()
         for server, attrs in servers:
-            host, _, ip = server.peer
-            in_use.add(host)
+            in_use.add(server.peer.host)
             if server.retired:
                 continue
-            if ip and not self.resolver.has(host, ip):
+            if self._has_moved(server.peer):
                 server.retire(Reason.ADDRESS_GONE)
             elif attrs in _OUTGROWN and server.state.reported.get(_IN_STANDBY) == _OUTGROWN[attrs]:
                 server.retire(Reason.MISFIT)
+        for passage in passages:
+            peer = passage.server.peer
+            in_use.add(peer.host)
+            if self._has_moved(peer):
+                passage.end(REPLACED._replace(reason=Reason.ADDRESS_GONE))
         self.resolver.sweep(in_use.__contains__)
+
+    def _has_moved(self, address: Address) -> bool:
+        return bool(address.ip) and not self.resolver.has(address.host, address.ip)
 
 
 class _Attempt:

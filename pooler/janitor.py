@@ -13,12 +13,12 @@ from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
 from pooler.current import Current
-from pooler.hold import PARTING, PINNED
+from pooler.hold import PARTING, PINNED, SESSION
 from pooler.keeper import Keeper
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
 from pooler.pools import Pools, ServerPool
-from pooler.reasons import Ending, Reason
+from pooler.reasons import REPLACED, Ending, Reason
 from pooler.replication import Passages
 from pooler.server import ServerSession
 from pooler.session_state.advice import advise
@@ -36,6 +36,10 @@ PATIENCE_S: Final = 1.0
 """How long a pool that has no server at all waits under a full cap, before a busy pool gives one up for it."""
 ROUNDS_BETWEEN_LOOKS: Final = 9
 """Every so many rounds, 3 s, the janitor looks whether a file has changed."""
+
+
+_OUTDATED: Final = frozenset((Reason.RECONNECT, Reason.ADDRESS_GONE, Reason.MISFIT))
+"""Reasons for which a connection is to be replaced, and not just closed some time."""
 
 
 class Reloadable(Protocol):
@@ -199,7 +203,8 @@ class Janitor:
     def _sweep_idle_clients(self, now: float) -> None:
         pools = self._premises.pools
         timeouts = {pool: pools.terms_of(pool).client_idle_timeout for pool in pools}
-        if any(timeouts.values()):
+        # Once in a while for the console, too, which says when a client was last heard of.
+        if any(timeouts.values()) or self._rounds % ROUNDS_BETWEEN_LOOKS == 0:
             for client in list(self._premises.clients.values()):
                 self._sweep_idle_client(client, timeouts[client.pool], now)
 
@@ -224,6 +229,10 @@ class Janitor:
         exchange = server.exchange
         server.since = server.since or now
         quiet = exchange.quiet
+        if self._is_to_be_replaced(server):
+            if server.client is not None:
+                server.client.end(REPLACED._replace(reason=server.retired_for))
+            return
         if quiet and server.hold & PARTING and server.client is not None:
             server.client.depart()  # it has left a transaction open, so nothing else tells when it has its answers
             return
@@ -236,6 +245,16 @@ class Janitor:
         ending = _overdue(terms, quiet, unmoved=now - server.seen_at, lasted=now - server.since)
         if ending is not None and server.client is not None:
             server.client.end(ending)
+
+    def _is_to_be_replaced(self, server: ServerSession) -> bool:
+        """Tell whether it has to leave its client now, which would keep it (server_fast_close)."""
+        return (
+            bool(server.hold & (SESSION | PINNED))
+            and server.retired
+            and server.retired_for in _OUTDATED
+            and server.exchange.settled
+            and self._premises.current.settings.server_fast_close
+        )
 
     def _sweep_pinned(self, server: ServerSession, unmoved: float) -> None:
         timeout = self._premises.current.settings.pinned_idle_timeout

@@ -194,8 +194,6 @@ class Pool(Generic[S]):
         """How many are being opened (PgBouncer: sv_login)."""
         self.waiters: OrderedDict[Waiter[S], None] = OrderedDict()
         self.newcomers: OrderedDict[Newcomer, None] = OrderedDict()
-        self.notified = 0.0
-        """Who has waited since then or longer has been told so (query_wait_notify)."""
         self.welcome = b""
         """The ParameterStatus messages that newcomers are told; empty until a server has been seen."""
         self.use_reserve = False
@@ -203,8 +201,8 @@ class Pool(Generic[S]):
         """How many attempts to open a connection have failed in a row."""
         self.failure = ""
         """What the last of them failed for."""
-        self.unused_since = 0.0
-        """When it was first seen without clients; 0 = it has some."""
+        self.unused_since = self.notified = 0.0
+        """When it was first seen without clients, 0 = it has some; and since when who waits has not been told so."""
         self.retry_at = 0.0
         """After a failure: no further attempt before this. 0 = the last attempt succeeded."""
 

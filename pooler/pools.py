@@ -7,7 +7,7 @@ succeed is told to the clients at once, in Postgres's words.
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, cast
@@ -24,12 +24,13 @@ from pooler.credentials.credential import Credential, Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
 from pooler.current import Current
-from pooler.databases import Databases, DatabaseState
+from pooler.databases import CONSOLE, Databases, DatabaseState
 from pooler.dial import ConnectFailedError, ServerTls
 from pooler.hosts import Hosts
 from pooler.log import Log
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending, Reason
+from pooler.replication import Passage
 from pooler.server import ServerDuties, ServerSession
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import policy_for
@@ -138,6 +139,8 @@ class Pools:
         self.upstream = Upstream()
         self.hopeful: Callable[[str, str], bool] = lambda _user, _database: False
         """Tells whether a client is about to bring another password for a user at a database."""
+        self.passages: Callable[[], Iterable[Passage]] = lambda: ()
+        """What replicates, over connections that are not in the pools."""
         self.closed = False
 
     @property
@@ -316,11 +319,12 @@ class Pools:
 
         And retire the connections whose host is not what it was any more.
         """
-        self._hosts.sweep(
+        servers = (
             (server, place.terms.endpoint.target_session_attrs)
             for pool, place in list(self._places.items())
             for server in pool.servers.copy()
         )
+        self._hosts.sweep(servers, self.passages())
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
             if used(pool) or pool.waiters or pool.newcomers or pool.opening:
@@ -463,6 +467,9 @@ class Pools:
 
     async def prove(self, user: str, database: str, password: Password) -> Login:
         """Log in with what a client has brought. Raises LoginRefusedError or ConnectFailedError."""
+        somewhere = self._somewhere() if database in CONSOLE else None
+        if somewhere is not None:
+            database = somewhere.terms.database  # the console is nowhere at Postgres, and any database will do
         terms = terms_for(self._settings, self._current.directory, database, user)
         if terms is None:
             raise LoginRefusedError(ErrorFields("FATAL", "3D000", f'no such database: "{database}"'))
@@ -480,7 +487,7 @@ class Pools:
 
     def adopt(self, user: str, database: str, login: Login) -> None:
         """Put a connection into its pool, if there is room; else close it."""
-        if not self.closed:
+        if not self.closed and database not in CONSOLE:
             pool = self.get(user, database)
             if pool is not None and pool.user == user and pool.take_place():
                 self._opened(pool, login)

@@ -46,7 +46,7 @@ class Reason(StrEnum):
     SERVER_LIFETIME = "server_lifetime"  # s
     SERVER_IDLE_TIMEOUT = "server_idle_timeout"  # s
     POOL_IDLE_TIMEOUT = "pool_idle_timeout"  # s: no client has been in its pool for that long
-    RECONNECT = "reconnect"  # s: by RECONNECT on the console, or a reload has changed where it leads
+    RECONNECT = "reconnect"  # c and s: by RECONNECT on the console, or a reload has changed where it leads
     PAUSED = "paused"  # s: by PAUSE or KILL on the console
     REPLICATION_OVER = "replication_over"  # s: it was for one client alone, which has gone
     ADDRESS_GONE = "address_gone"  # s: its host's name stands for other addresses now
@@ -71,5 +71,11 @@ class Ending(NamedTuple):
     """The reason for the log, where the peer is not told it."""
 
 
+REPLACED: Final = Ending(
+    Reason.RECONNECT,
+    "57P01",
+    "terminating connection: the connection to Postgres is to be replaced, as what it leads to has changed",
+    hint="Connect again.",
+)
 CLIENT_QUIT: Final = Ending(Reason.CLIENT_QUIT)
 CLIENT_GONE: Final = Ending(Reason.CLIENT_GONE)

@@ -13,7 +13,7 @@ from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.source import SourceFailedError
 from pooler.dial import ConnectFailedError
 from pooler.pool import Pool
-from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
+from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, REPLACED, Ending, Reason
 from pooler.server import ServerSession
 from protocol.boundaries import Boundaries
 from protocol.errors import ProtocolViolation
@@ -26,12 +26,6 @@ FIRST_RETRY_S: Final = 0.1
 """The pause after a failed attempt to reach Postgres; it doubles up to server_login_retry."""
 
 _TOLD_BY_SERVER: Final = bytes((READY_FOR_QUERY, COPY_BOTH_RESPONSE, ERROR_RESPONSE))
-_RECONNECT: Final = Ending(
-    Reason.RECONNECT,
-    "57P01",
-    "terminating connection: what is known of the database has changed, or its connections are to be opened anew",
-    hint="Connect again.",
-)
 
 
 class Guest(Protocol):
@@ -118,7 +112,7 @@ class Passages:
         """End what leads to where its pool does not lead any more: unlike others, it never comes back by itself."""
         for passage in self:
             if passage.era != passage.pool.era:
-                passage.end(_RECONNECT)
+                passage.end(REPLACED)
 
     def drain(self, ending: Ending) -> bool:
         """End those that are idle, or stream for ever; True if some are left, such as a backup."""

@@ -133,6 +133,27 @@ def test_nobody_is_told_without_query_wait_notify() -> None:
     assert sent(wire(client)) == b""
 
 
+@pytest.mark.parametrize("reason", [Reason.RECONNECT, Reason.ADDRESS_GONE, Reason.SERVER_LIFETIME])
+@pytest.mark.parametrize("fast", [True, False])
+def test_in_session_mode_a_client_leaves_what_is_to_be_replaced_only_by_server_fast_close(
+    reason: Reason, *, fast: bool
+) -> None:
+    watch = Watch(House(session_mode=True), server_fast_close=fast)
+    server, client = watch.house.server(), watch.client()
+    wire(client).receive(query("begin"))
+    wire(server).receive(BEGIN)
+    server.retire(reason)
+    watch.walk(5)
+    assert client not in watch.house.endings
+    wire(client).receive(query("commit"))
+    wire(server).receive(DONE)
+    watch.walk(1)
+    assert (client in watch.house.endings) == (fast and reason is not Reason.SERVER_LIFETIME)
+    if client in watch.house.endings:
+        assert b"57P01" in sent(wire(client))
+        assert watch.house.server_endings[server] is reason
+
+
 def test_a_query_runs_no_longer_than_query_timeout() -> None:
     watch = Watch(query_timeout=5)
     watch.house.server()
