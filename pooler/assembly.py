@@ -160,12 +160,13 @@ class Parts:
         self.vault.brought.needed = self.report.has_clients
         self.slow = Slow(self.log)
         self.slow.apply(settings)
+        self.resolver = Resolver(self.current, self.now, self.log)
         self.pools = Pools(
             self.current,
             self.databases,
             self.vault,
             server_tls,
-            Hosts(self.current, Resolver(self.current, self.now, self.log), self.now, self.log),
+            Hosts(self.current, self.resolver, self.now, self.log),
             self._server_duties,
             self.next_id,
             self.tally,
@@ -235,7 +236,8 @@ class Parts:
             ledger=self.ledger,
             library=self.library,
             period=self.period,
-            hosts=dict,
+            passages=self.passages,
+            resolver=self.resolver,
             now=self.now,
         )
         self.operations = Operations(office)

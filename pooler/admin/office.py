@@ -1,7 +1,7 @@
 """What the console sees of the rest of the pooler, and may do with it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from pooler.admin.consoles import Consoles
@@ -12,6 +12,8 @@ from pooler.databases import Databases
 from pooler.lobby import Lobby
 from pooler.peers import Peers
 from pooler.pools import Pools
+from pooler.replication import Passages
+from pooler.resolver import Resolver
 from pooler.session_state.ledger import Ledger
 from pooler.shutdown import Shutdown
 from pooler.statistics import Period
@@ -35,14 +37,6 @@ class Service(Protocol):
         """Change one setting. Raises ConfigurationError; then nothing has changed."""
 
 
-class Known(NamedTuple):
-    """What is known of a host name."""
-
-    addresses: Sequence[str]
-    expires: float
-    """By `now`."""
-
-
 class Office(NamedTuple):
     """Everything there is to see, and the door to what is not the console's own."""
 
@@ -58,8 +52,8 @@ class Office(NamedTuple):
     ledger: Ledger
     library: Library
     period: Period
-    hosts: Callable[[], Mapping[str, Known]]
-    """What is known of host names."""
+    passages: Passages
+    resolver: Resolver
     now: Callable[[], float]
 
     def wall_clock(self, moment: float) -> float:

@@ -11,6 +11,7 @@ from typing import Final
 from config.errors import ConfigurationError
 from pooler.admin.office import Office
 from pooler.admin.results import CommandError
+from pooler.client import ClientSession
 from pooler.databases import CONSOLE, DatabaseState
 from pooler.pools import ServerPool
 from pooler.reasons import Ending, Reason
@@ -105,7 +106,7 @@ class Operations:
             self._office.pools.pause(pool)
             for queued in (*pool.newcomers, *pool.waiters):
                 queued.end(_KILLED)
-        for client in list(self._office.clients.values()):
+        for client in (*self._office.clients.values(), *self._office.passages):
             if client.pool in pools:
                 client.end(_KILLED)
         for pool in pools:
@@ -116,17 +117,15 @@ class Operations:
         """Close the connection of one client, and its server's."""
         if not given.isdecimal():
             raise CommandError("invalid client pointer supplied", hint="KILL_CLIENT takes an id of SHOW CLIENTS.")
-        client = next((each for each in self._office.clients.values() if each.id == int(given)), None)
-        session = next((each for each in self._office.consoles if each.id == int(given)), None)
-        if client is not None:
-            server = client.server
-            client.end(_KILLED_CLIENT)
-            if server is not None:
-                server.end(Reason.KILLED)
-        elif session is not None:
-            session.end(_KILLED_CLIENT)
-        else:
+        office = self._office
+        everybody = (*office.clients.values(), *office.passages, *office.consoles)
+        client = next((each for each in everybody if each.id == int(given)), None)
+        if client is None:
             raise CommandError("client not found", hint="SHOW CLIENTS has the ids.")
+        server = client.server if isinstance(client, ClientSession) else None
+        client.end(_KILLED_CLIENT)
+        if server is not None:
+            server.end(Reason.KILLED)
 
     # --- databases
 

@@ -74,7 +74,7 @@ def _databases(office: Office) -> Iterator[Row]:
             entry.pool_mode if entry is not None else None,
             endpoint.load_balance_hosts if several else None,
             _size(terms.max_db_connections, [database.cap.limit]),
-            sum(len(pool.servers) + pool.opening for pool in pools),
+            sum(len(pool.servers) + pool.opening + pool.aside for pool in pools),
             office.databases.most_clients(database.name),
             office.lobby.of_database[database.name],
             int(database.paused),
@@ -93,8 +93,8 @@ def _users(office: Office) -> Iterator[Row]:
     settings, directory = office.current.settings, office.current.directory
     servers: Counter[str] = Counter()
     for pool in office.pools:
-        servers[pool.user] += len(pool.servers) + pool.opening
-    clients = Counter(client.login.user for client in list(office.clients.values()))
+        servers[pool.user] += len(pool.servers) + pool.opening + pool.aside
+    clients = Counter(client.login.user for client in (*office.clients.values(), *office.passages))
     clients.update(session.login.user for session in office.consoles)
     for name in sorted({*office.current.access.users, *directory.users, *servers, *clients}):
         own = directory.users.get(name)

@@ -57,7 +57,7 @@ _QUEUE: Final = columns(
 
 
 def _pools(office: Office) -> Iterator[Row]:
-    clients = Counter(client.pool for client in list(office.clients.values()))
+    clients = Counter(client.pool for client in (*office.clients.values(), *office.passages))
     cancels = office.canceller.under_way
     for pool in office.pools:
         waiting = sum(isinstance(client, ClientSession) for client in pool.waiters)
@@ -72,7 +72,7 @@ def _pools(office: Office) -> Iterator[Row]:
             len(pool.waiters) + len(pool.newcomers),
             sent[True],
             sent[False],
-            states["active"],
+            states["active"] + pool.aside,
             sent[True],
             states["being_canceled"],
             states["idle"],

@@ -22,23 +22,23 @@ _VERSION: Final = columns(version=_TEXT)
 
 def _lists(office: Office) -> Iterator[Row]:
     lobby, pools = office.lobby, list(office.pools)
-    servers = sum(len(pool.servers) + pool.opening for pool in pools)
+    servers = sum(len(pool.servers) + pool.opening + pool.aside for pool in pools)
     logins = len(lobby.strangers) + len(lobby.queue) + len(lobby.proving)
     users = {*office.current.access.users, *office.current.directory.users, *(pool.user for pool in pools)}
-    hosts = office.hosts()
+    clients = len(office.clients) + len(office.passages) + len(office.consoles)
     yield ("databases", len(list(office.databases)) + 1)
     yield ("users", len(users))
     yield ("peers", len(office.current.directory.peers))
     yield ("pools", len(pools) + 1)
     yield ("peer_pools", len(office.current.directory.peers))
     yield ("free_clients", 0)
-    yield ("used_clients", len(office.clients) + len(office.consoles) + logins)
+    yield ("used_clients", clients + logins)
     yield ("login_clients", logins)
     yield ("free_servers", 0)
     yield ("used_servers", servers)
-    yield ("dns_names", len(hosts))
+    yield ("dns_names", len(list(office.resolver.known())))
     yield ("dns_zones", 0)
-    yield ("dns_queries", sum(not known.addresses for known in hosts.values()))
+    yield ("dns_queries", office.resolver.questions)
     yield ("dns_pending", 0)
 
 
@@ -72,9 +72,8 @@ def _mem(office: Office) -> Iterator[Row]:
 
 
 def _dns_hosts(office: Office) -> Iterator[Row]:
-    now = office.now()
-    for name, known in office.hosts().items():
-        yield (name, max(0, int(known.expires - now)), ",".join(known.addresses))
+    for known in office.resolver.known():
+        yield (known.name, known.ttl, ",".join(known.addresses))
 
 
 def _dns_zones(_: Office) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from pooler.client import ClientSession
 from pooler.hold import CANCELLING
 from pooler.login import ClientLogin
 from pooler.pools import ServerPool
+from pooler.replication import Passage
 from pooler.server import ServerSession
 from pooler.tls.connection import encryption
 from protocol.console import Kind
@@ -132,6 +133,11 @@ def _peer_pid(transport: asyncio.Transport) -> int:
         return 0
 
 
+def _pid(key: bytes) -> int:
+    """Return the process that a server's cancel key names."""
+    return int.from_bytes(key[:4], "big", signed=True)
+
+
 def _tls(transport: asyncio.Transport) -> str:
     return "/".join(filter(None, encryption(transport).values()))
 
@@ -148,6 +154,15 @@ def _pointer(session: ServerSession | ClientSession | ConsoleSession | None) -> 
 def _application_of(client: ClientSession) -> str:
     own = client.profile.settings.get(_APPLICATION_NAME) if client.profile is not None else None
     return text_of(own) if own is not None else client.login.parameters.get(_APPLICATION_NAME, "")
+
+
+def _asked_at(office: Office, client: ClientSession) -> float:
+    """Return when a client has sent its last request: of an idle one the janitor has seen only that it is."""
+    if client.waiting:
+        return client.waiting_since
+    if client.server is not None:
+        return client.server.asked or client.server.since or office.now()
+    return client.idle_since or office.now()
 
 
 def client_state(client: ClientSession) -> str:
@@ -174,7 +189,6 @@ def server_state(server: ServerSession, stale: frozenset[ServerSession]) -> str:
 def _client(office: Office, client: ClientSession) -> _Socket:
     state = client_state(client)
     wait = microseconds(office.now() - client.waiting_since if client.waiting else 0.0)
-    asked = client.waiting_since if client.waiting else client.connected_at
     row = (
         "C",
         client.login.user,
@@ -183,7 +197,7 @@ def _client(office: Office, client: ClientSession) -> _Socket:
         state,
         *_ends(client.transport, office),
         _time(office, client.connected_at),
-        _time(office, asked),
+        _time(office, _asked_at(office, client)),
         *wait,
         0,
         _pointer(client),
@@ -196,6 +210,26 @@ def _client(office: Office, client: ClientSession) -> _Socket:
     )
     kept = _Kept(len(client.pending), 0, client.transport.get_write_buffer_size())
     return _Socket(row, kept, "cl_waiting" if client.waiting else "cl_active")
+
+
+def _passage(office: Office, passage: Passage) -> Iterator[_Socket]:
+    """Yield the client and the server of one that replicates."""
+    began = _time(office, passage.connected_at)
+    application = passage.login.parameters.get(_APPLICATION_NAME, "")
+    client, server = f"{passage.id:#x}", f"{passage.server_id:#x}"
+    for side, transport, pointers, pid, id_ in (
+        ("C", passage.transport, (client, server), _peer_pid(passage.transport), passage.id),
+        ("S", passage.server.transport, (server, client), _pid(passage.server.key), passage.server_id),
+    ):
+        user = passage.login.user if side == "C" else passage.pool.user
+        row = (
+            *(side, user, passage.pool.database, passage.kind.value, "active"),
+            *_ends(transport, office),
+            *(began, began, 0, 0, int(passage.era != passage.pool.era)),
+            *(*pointers, pid, _tls(transport), application, 0, id_),
+        )
+        kept = _Kept(0, 0, transport.get_write_buffer_size())
+        yield _Socket(row, kept, "cl_active" if side == "C" else "sv_active")
 
 
 def _console(office: Office, session: ConsoleSession) -> _Socket:
@@ -233,13 +267,13 @@ def _server(office: Office, server: ServerSession, stale: frozenset[ServerSessio
         state,
         *_ends(server.transport, office),
         _time(office, server.connected_at),
-        _time(office, server.since or office.now()),
+        _time(office, server.asked or server.since or office.now()),
         0,
         0,
         int(server.retired),
         _pointer(server),
         _pointer(linked),
-        int.from_bytes(server.key[:4], "big"),
+        _pid(server.key),
         _tls(server.transport),
         _application_of(linked) if linked is not None else "",
         len(server.state.statements),
@@ -276,7 +310,9 @@ def _clients(office: Office) -> Iterator[_Socket]:
     for client in list(office.clients.values()):
         if not client.ended:
             yield _client(office, client)
-    for session in list(office.consoles):
+    for passage in office.passages:
+        yield next(_passage(office, passage))
+    for session in office.consoles:
         if not session.ended:
             yield _console(office, session)
 
@@ -289,6 +325,9 @@ def _servers(office: Office) -> Iterator[_Socket]:
                 yield _server(office, server, stale)
         for _ in range(pool.opening):
             yield _opening(pool)
+    for passage in office.passages:
+        _, server_side = _passage(office, passage)
+        yield server_side
 
 
 def _logins(office: Office) -> Iterator[_Socket]:
