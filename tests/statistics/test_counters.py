@@ -1,7 +1,7 @@
 """Counters tell exactly what clients did, and nothing of what pgfunnel asks for itself."""
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,7 +10,6 @@ from pooler.demo.postgres import EmbeddedPostgres
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import (
     Message,
-    Wire,
     bind,
     cancel_request,
     close_statement,
@@ -313,7 +312,7 @@ def test_what_a_client_did_is_counted(sharing: Pgfunnel, script: Script, expecte
 @pytest.fixture(scope="module")
 def suspicious(postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
     """Start one that asks Postgres something of its own whenever it can."""
-    settings: dict[str, str | float] = {"server_check_delay": 0, "server_check_query": "SELECT 1", "pin_audit": 1}
+    settings: dict[str, Any] = {"server_check_delay": 0, "server_check_query": "SELECT 1", "pin_audit": 1}
     with Pgfunnel(postgres.url(), default_pool_size=3, max_pinned=3, **settings) as pgfunnel:
         yield pgfunnel
 
@@ -327,7 +326,7 @@ def test_what_pgfunnel_asks_for_itself_is_not_counted(suspicious: Pgfunnel, scri
 
 @pytest.fixture(scope="module")
 def resetting(postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
-    always: dict[str, str | int] = {"server_reset_query": "SELECT 1; DISCARD ALL", "server_reset_query_always": 1}
+    always: dict[str, Any] = {"server_reset_query": "SELECT 1; DISCARD ALL", "server_reset_query_always": 1}
     with Pgfunnel(postgres.url(), default_pool_size=1, **always) as pgfunnel:
         yield pgfunnel
 
