@@ -28,6 +28,8 @@ class ConfigFile(Reading):
     """What holds instead of our own defaults."""
     notes: list[str] = field(default_factory=list)
     """Lines for the log."""
+    idle: Mapping[str, str] = field(default_factory=dict)
+    """PgBouncer's settings that have no effect, as they were given."""
     may_have_databases: bool = False
     """It has entries of databases, right or wrong; or could not be read, so that nobody knows."""
 
@@ -44,6 +46,7 @@ def read_ini(path: Path) -> ConfigFile:
         directory=directory,
         defaults=pgbouncer.defaults(),
         notes=reading.notes,
+        idle=reading.idle,
         may_have_databases=bool(content.sections["databases"]) or unread,
     )
 

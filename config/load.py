@@ -52,6 +52,8 @@ class Loaded:
     directory: Directory
     notes: tuple[str, ...]
     """Lines for the log: what was given and has no effect, or none yet."""
+    idle: Mapping[str, str]
+    """PgBouncer's settings that have no effect, as they were given."""
     file: Path | None
     """The pgbouncer.ini or TOML file that was read."""
     from_ini: bool
@@ -115,7 +117,8 @@ def with_setting(loaded: Loaded, name: str, text: str) -> Loaded:
     if name in RESTART:
         raise ConfigurationError([f"{name}: it can only be changed by a restart ({_CONSOLE})"])
     if name in WITHOUT_EFFECT:
-        return replace(loaded, notes=(f"{name}: it has no effect: {WITHOUT_EFFECT[name]} ({_CONSOLE})",))
+        note = f"{name}: it has no effect: {WITHOUT_EFFECT[name]} ({_CONSOLE})"
+        return replace(loaded, idle={**loaded.idle, name: text}, notes=(note,))
     if name not in Settings.model_fields:
         raise ConfigurationError([unknown(source, (*Settings.model_fields, *WITHOUT_EFFECT))])
     given, contradictions = with_options_of_the_url({**loaded.given, name: Given(plain(name, text), source)})
@@ -151,6 +154,7 @@ def _load(origin: Origin) -> Loaded:
         access=Access(),
         directory=file.directory,
         notes=tuple(file.notes),
+        idle=file.idle,
         file=path,
         from_ini=bool(file.defaults),
         quiet=command_line.quiet,

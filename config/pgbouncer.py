@@ -137,11 +137,6 @@ WITHOUT_EFFECT: Final = {
 """What exists for PgBouncer's insides only, each with the reason for which nothing comes of it."""
 
 
-def not_yet() -> frozenset[str]:
-    """Return the settings of PgBouncer that pgfunnel has still to learn."""
-    return frozenset(DEFAULTS) - Settings.model_fields.keys() - WITHOUT_EFFECT.keys()
-
-
 def defaults() -> dict[str, Given]:
     """Return PgBouncer's defaults for the settings that pgfunnel has too."""
     return {
@@ -162,7 +157,7 @@ class PgBouncerReading(Reading):
     """A Reading of the section [pgbouncer], without defaults."""
 
     idle: dict[str, str] = field(default_factory=dict)
-    """What was given and has no effect, with the reason."""
+    """What was given and has no effect, as it was given."""
     notes: list[str] = field(default_factory=list)
     """Lines for the log."""
 
@@ -174,9 +169,9 @@ def read(ini: Ini) -> PgBouncerReading:
         source = Source(name, str(item.place))
         if name in Settings.model_fields:
             reading.given[name] = Given(plain(name, item.value), source)
-        elif name in DEFAULTS:
-            reading.idle[name] = WITHOUT_EFFECT.get(name, "pgfunnel does not have it yet")
-            reading.notes.append(f"{name}: it has no effect: {reading.idle[name]} ({source.place})")
+        elif name in WITHOUT_EFFECT:
+            reading.idle[name] = item.value
+            reading.notes.append(f"{name}: it has no effect: {WITHOUT_EFFECT[name]} ({source.place})")
         else:
             reading.mistakes.append(unknown(source, (*DEFAULTS, *Settings.model_fields)))
     return reading

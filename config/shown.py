@@ -33,7 +33,7 @@ def shown(loaded: Loaded) -> Sequence[Row]:
 
 def _row(loaded: Loaded, name: str) -> Row:
     if name in WITHOUT_EFFECT:
-        return Row(name, DEFAULTS[name], DEFAULTS[name], changeable=False)
+        return Row(name, loaded.idle.get(name, DEFAULTS[name]), DEFAULTS[name], changeable=True)
     field = Settings.model_fields[name]
     value = text(field, getattr(loaded.settings, name))
     if name == "conffile" and not value:

@@ -21,14 +21,14 @@ def from_pgbouncer(ini: Ini) -> str:
     reading = pgbouncer.read(ini)
     if mistakes := [*reading.mistakes, *wrong]:
         raise ConfigurationError(mistakes)
-    return "\n".join(_lines(ini, reading, directory)) + "\n"
+    return "\n".join(_lines(reading, directory)) + "\n"
 
 
-def _lines(ini: Ini, reading: pgbouncer.PgBouncerReading, directory: databases.Directory) -> Iterator[str]:
+def _lines(reading: pgbouncer.PgBouncerReading, directory: databases.Directory) -> Iterator[str]:
     for name, given in reading.given.items():
         yield f"{name} = {_value(given.value)}"
-    for name, reason in reading.idle.items():
-        yield f"# {name} = {_value(ini.sections['pgbouncer'][name].value)} has no effect: {reason}"
+    for name, text in reading.idle.items():
+        yield f"# {name} = {_value(text)} has no effect: {pgbouncer.WITHOUT_EFFECT[name]}"
 
     yield from ("", "# PgBouncer's defaults, where pgfunnel has others.")
     for name, given in pgbouncer.defaults().items():

@@ -118,7 +118,8 @@ def test_the_rows_of_show_config_are_pgbouncers_and_ours(path: Path) -> None:
     assert rows["admin_users"] == Row("admin_users", "alice,bob", "", changeable=True)
     assert rows["unix_socket_mode"] == Row("unix_socket_mode", "0700", "0777", changeable=False)
     assert rows["conffile"] == Row("conffile", str(path), "", changeable=True)
-    assert rows["sbuf_loopcnt"] == Row("sbuf_loopcnt", "5", "5", changeable=False)
+    assert rows["sbuf_loopcnt"] == Row("sbuf_loopcnt", "5", "5", changeable=True)
+    assert rows["pkt_buf"] == Row("pkt_buf", "2048", "4096", changeable=True)
     assert rows["upstream"].value == "postgresql://app:***@db:5432/"
     ours = {row.key: row for row in shown(load(["--upstream=postgresql://app:hush@db"], {}))}
     assert (ours["pool_mode"].default, ours["logfile"].default) == ("transaction", "")

@@ -451,6 +451,23 @@ def test_whatever_is_typed_gives_settings_or_a_configuration_error(argv: list[st
         load(argv, environ)
 
 
+PIECES = [
+    *("[pgbouncer]", "[databases]", "[users.x]", "[", "]", "{", "}", "=", "'", '"', "%include x", ";", "#", "*", "%"),
+    *("\n", " ", ".", ",", "\0", "\\", "\ufeff", "\ud800", "-1", "0", "90%", "true", "host", "password", "x"),
+    *Settings.model_fields,
+]
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30), st.sampled_from(["toml", "ini"]))
+def test_whatever_is_in_a_file_gives_settings_or_a_configuration_error(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str], form: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / f"any.{form}"
+    file.write_bytes("".join(pieces).encode(errors="surrogatepass"))
+    with contextlib.suppress(ConfigurationError):
+        load([str(file), "--users", '{"app": "secret"}'], {})
+
+
 @given(
     mode=st.sampled_from(get_args(PoolMode)),
     # The others take files, or a socket.

@@ -96,6 +96,7 @@ def test_set_of_what_has_no_effect_says_so(loaded: Loaded) -> None:
     now = with_setting(loaded, "sbuf_loopcnt", "7")
     assert (now.settings, now.access) == (loaded.settings, loaded.access)
     assert now.notes[0].startswith("sbuf_loopcnt: it has no effect: ")
+    assert now.idle == {"sbuf_loopcnt": "7"}
 
 
 def test_set_reads_numbers_as_pgbouncer_does_and_all_our_words_for_yes_and_no(loaded: Loaded) -> None:

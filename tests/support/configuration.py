@@ -16,6 +16,7 @@ def current(settings: Settings, directory: Directory | None = None, access: Acce
             access=access or Access(),
             directory=directory or Directory(),
             notes=(),
+            idle={},
             file=None,
             from_ini=False,
             quiet=False,
