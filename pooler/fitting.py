@@ -5,28 +5,19 @@ come with parameters that were tried before, as functions always do, wait for no
 """
 
 from collections.abc import Callable
-from typing import Final, Protocol, final
+from typing import Protocol, final
 
 from config.settings import Settings
 from pooler.application_name import add_host
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
+from pooler.session_state.policy import tracked_names
 from pooler.session_state.sharing import Fitted, Sharing
 from protocol.messages import ErrorFields
 from protocol.startup import Startup
 
 Parameters = tuple[tuple[str, str], ...]
-
-TRACKED_BY_PGBOUNCER: Final = frozenset(
-    ("application_name", "client_encoding", "datestyle", "standard_conforming_strings", "timezone")
-)
-"""What it keeps track of for each client, in any case. It ignores none of these, whatever it is told."""
-
-
-def tracked_names(settings: Settings) -> frozenset[str]:
-    """Return the names, in lower case, of parameters that are tracked whatever else is set."""
-    return TRACKED_BY_PGBOUNCER | {name.lower() for name in settings.track_extra_parameters}
 
 
 def wanted(startup: Startup, settings: Settings) -> Parameters:

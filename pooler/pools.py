@@ -7,13 +7,12 @@ succeed is told to the clients at once, in Postgres's words.
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, cast
 
 from config.databases import FALLBACK
-from config.percent import Percent
 from config.pools import PoolMode
 from config.settings import Settings
 from config.terms import Terms, terms_for
@@ -33,9 +32,10 @@ from pooler.reasons import Ending, Reason
 from pooler.replication import Passage
 from pooler.server import ServerDuties, ServerSession
 from pooler.session_state.ledger import Ledger
-from pooler.session_state.policy import policy_for
+from pooler.session_state.policy import policy_for, tracked_names
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Sharing
+from pooler.shares import Shares
 from pooler.slow import Slow
 from pooler.sockets import keep_alive
 from pooler.tally import Tally
@@ -139,6 +139,8 @@ class Pools:
         self.upstream = Upstream()
         self.hopeful: Callable[[str, str], bool] = lambda _user, _database: False
         """Tells whether a client is about to bring another password for a user at a database."""
+        self.shares = Shares(self.terms_of, now, log)
+        self.shares.apply(current.settings, current.directory)
         self.passages: Callable[[], Iterable[Passage]] = lambda: ()
         """What replicates, over connections that are not in the pools."""
         self.closed = False
@@ -159,6 +161,7 @@ class Pools:
         """All limits that pools share."""
         yield from (database.cap for database in self.databases)
         yield from list(self._user_caps.values())
+        yield from self.shares.caps
 
     def get(self, user: str, database: str) -> ServerPool | None:
         """Return the pool of a client's user at a database, made now if need be; None if there is no such database."""
@@ -204,21 +207,22 @@ class Pools:
     def _measure(self, pool: ServerPool, terms: Terms) -> None:
         """Give a pool its sizes and limits."""
         settings = self._settings
-        pool.size = _size(terms.pool_size)
+        pool.size = self.shares.count(terms.pool_size, terms)
         pool.min_size = min(terms.min_pool_size, pool.size or terms.min_pool_size)
         pool.reserve = terms.reserve_pool_size
         pool.concurrency = settings.server_connect_concurrency
         pool.take_in_turn(in_turn=settings.server_round_robin)
-        database_cap, user_cap = pool.caps
-        database_cap.limit = _size(terms.max_db_connections)
+        database_cap, user_cap, *_ = pool.caps
+        database_cap.limit = self.shares.count(terms.max_db_connections, terms)
         user_cap.limit = terms.max_user_connections
+        self.shares.join(pool, terms)
 
     def _new_sharing(self, terms: Terms) -> Sharing:
         settings = self._settings
-        size = _size(terms.pool_size)
-        policy = policy_for(settings, terms.user, terms.database)
+        size = self.shares.count(terms.pool_size, terms)
+        policy, tracked = policy_for(settings, terms.user, terms.database), tracked_names(settings)
         if settings.server_reset_query and settings.server_reset_query_always:
-            policy = policy.ignoring_all()  # nothing outlives its transaction
+            policy, tracked = policy.ignoring_all(), frozenset()  # nothing outlives its transaction
         return Sharing(
             policy,
             self._library,
@@ -227,6 +231,7 @@ class Pools:
             max_prepared=settings.max_prepared_statements,
             max_pinned=settings.max_pinned or (max(1, size // 2) if size else 0),
             audit=settings.pin_audit,
+            always_tracked=tracked,
         )
 
     def duties(self, mode: str) -> ServerDuties:
@@ -256,6 +261,8 @@ class Pools:
         """Take over what a reload has changed; connections that lead elsewhere now go when they come back."""
         self._routes.clear()
         self._duties.clear()
+        self._hosts.resolver.expire()
+        self.shares.apply(self._settings, self._current.directory)
         for pool in self:
             place = self._places[pool]
             terms = terms_for(self._settings, self._current.directory, pool.database, pool.user)
@@ -279,6 +286,7 @@ class Pools:
         new = self._new_sharing(place.terms)
         sharing = place.sharing
         sharing.policy, sharing.pinning = new.policy, new.pinning
+        sharing.always_tracked = new.always_tracked
         sharing.max_pinned, sharing.audit = new.max_pinned, new.audit
         if sharing.max_prepared != new.max_prepared:
             sharing.max_prepared = new.max_prepared
@@ -325,6 +333,8 @@ class Pools:
             for server in pool.servers.copy()
         )
         self._hosts.sweep(servers, self.passages())
+        for pool in self.shares.due():
+            self._begin(self._look_again(pool))
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
             if used(pool) or pool.waiters or pool.newcomers or pool.opening:
@@ -348,7 +358,10 @@ class Pools:
         if self.closed:
             pool.open_failed(float("inf"), self._now())
             return
-        task = asyncio.get_running_loop().create_task(self._attempt(pool))
+        self._begin(self._attempt(pool))
+
+    def _begin(self, attempt: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(attempt)
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
@@ -444,7 +457,26 @@ class Pools:
         self, terms: Terms, credential: Credential | None, parameters: Mapping[str, str] = _NO_PARAMETERS
     ) -> Login:
         endpoint = terms.endpoint
-        return await self._hosts.log_in(endpoint, credential, self.tls, {**dict(endpoint.parameters), **parameters})
+        login = await self._hosts.log_in(endpoint, credential, self.tls, {**dict(endpoint.parameters), **parameters})
+        if self.shares.used and "replication" not in parameters:
+            self._resize(await self.shares.read(login, self._settings.server_connect_timeout))
+        return login
+
+    def _resize(self, pools: list[ServerPool]) -> None:
+        """Take over what a server has now, for those whose size is a share of it."""
+        for pool in pools:
+            place = self._places[pool]
+            self._measure(pool, place.terms)
+            place.sharing.max_pinned = self._new_sharing(place.terms).max_pinned
+        if pools:
+            self.shares.enforce()
+
+    async def _look_again(self, pool: ServerPool) -> None:
+        """Log in once more, for what the server has now."""
+        try:
+            leave(await self._log_in(self._places[pool]))
+        except (ConnectFailedError, SourceFailedError, LoginRefusedError):
+            return  # the next login of the pool finds out, and tells
 
     async def _make_ready(self, terms: Terms, login: Login) -> Login:
         """Run connect_query. Raises ConnectFailedError."""
@@ -618,11 +650,6 @@ class Pools:
 def _password_of(terms: Terms) -> Password | None:
     password = terms.endpoint.password
     return Password(password.get_secret_value()) if password is not None else None
-
-
-def _size(size: int | Percent) -> int:
-    """Return a number of connections; of a share, one until it is known of how many."""
-    return 1 if isinstance(size, Percent) else size
 
 
 def _as_failure(error: ConnectFailedError | SourceFailedError | OSError) -> ConnectFailedError:

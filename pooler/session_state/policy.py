@@ -5,11 +5,16 @@ Which state there is, protocol.sql says; doing something about it is the session
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self, final
+from typing import Final, Self, final
 
 from config.session_state import StatePolicies
 from config.settings import Settings
 from protocol.sql import State
+
+TRACKED_BY_PGBOUNCER: Final = frozenset(
+    ("application_name", "client_encoding", "datestyle", "standard_conforming_strings", "timezone")
+)
+"""What it keeps track of for each client, in any case. It ignores none of these, whatever it is told."""
 
 
 class Action(StrEnum):
@@ -71,3 +76,8 @@ def ignored_everywhere(settings: Settings) -> State:
             if Action(policy) is not Action.IGNORE:
                 ignored &= ~State[name.upper()]
     return ignored
+
+
+def tracked_names(settings: Settings) -> frozenset[str]:
+    """Return the names, in lower case, of parameters that are tracked whatever else is set."""
+    return TRACKED_BY_PGBOUNCER | {name.lower() for name in settings.track_extra_parameters}

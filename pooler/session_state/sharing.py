@@ -5,7 +5,7 @@ and sending are the sessions' affair.
 """
 
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, ItemsView, Iterable, Mapping
 from typing import Final, NamedTuple, final
 
 from pooler.session_state.answers import Answers
@@ -84,6 +84,7 @@ class Sharing:
 
     __slots__ = (
         "_custom",
+        "always_tracked",
         "answers",
         "audit",
         "base",
@@ -110,9 +111,14 @@ class Sharing:
         max_prepared: int,
         max_pinned: int,
         audit: float = 0.0,
+        always_tracked: frozenset[str] = frozenset(),
     ) -> None:
-        """`max_prepared` is per server, 0 = names pass unchanged; `max_pinned` 0 = no limit; `audit` a share of 1."""
+        """`max_prepared` is per server, 0 = names pass unchanged; `max_pinned` 0 = no limit; `audit` a share of 1.
+
+        `always_tracked` are settings, in lower case, that follow their client also where settings are ignored.
+        """
         self.policy = policy
+        self.always_tracked = always_tracked
         self.library = library
         self.profiles = profiles
         self.ledger = ledger
@@ -227,7 +233,7 @@ class Sharing:
         pins |= (expected | held) & _UNTOLD & self.pinning
         if nameless:
             pins |= State.SETTING & ~self.policy.ignored
-        profile = after if self._tracks(changed) else before
+        profile = self._settings_after(before, after) if changed & self.policy.ignored else after
         return Judgement(profile, self.profiles.of(own), pins, State(0) if unknown else hidden)
 
     def _pinned_settings(self, after: Profile | None, startup: Profile | None) -> State:
@@ -238,9 +244,17 @@ class Sharing:
                     pins |= State.IDENTITY if name in IDENTITY else State.SETTING
         return pins & self.pinning
 
-    def _tracks(self, changed: State) -> bool:
-        """Ignored settings stay behind with the server, as in PgBouncer."""
-        return not changed & self.policy.ignored
+    def _settings_after(self, before: Profile | None, after: Profile | None) -> Profile | None:
+        """Return a client's settings where they are ignored: but for some, they stay behind with the server."""
+        always = self.always_tracked
+        stay = {name: value for name, value in _items(before) if name.lower() not in always}
+        follow = {name: value for name, value in _items(after) if name.lower() in always}
+        return self.profiles.of({**stay, **follow})
+
+
+def _items(profile: Profile | None) -> ItemsView[str, bytes]:
+    settings: Mapping[str, bytes] = profile.settings if profile is not None else {}
+    return settings.items()
 
 
 def own_settings(findings: Findings, touched: Collection[str] = ()) -> dict[str, bytes]:
