@@ -9,14 +9,20 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from pydantic import SecretStr
 
 from config import databases, ini, pgbouncer
-from config.databases import Directory
+from config.databases import Directory, Lines, place_in_toml
 from config.files import read_text
 from config.settings import Settings
 from config.sources import ENTRIES, TABLES, Given, Reading, Source, unknown
+
+# Keys of TOML, but for those with a \\ in them; and of lines, those that have one.
+_KEY: Final = re.compile(r"""[\w-]+|"[^"\\]*"|'[^']*'""")
+_HEADER: Final = re.compile(r"\s*\[{1,2}([^\[\]=]+)\]{1,2}\s*(?:#.*)?$")
+_KEY_AND_VALUE: Final = re.compile(rf"\s*({_KEY.pattern})\s*[.=]")
 
 
 @dataclass(slots=True)
@@ -66,9 +72,9 @@ def read_toml(path: Path, named: Source) -> ConfigFile:
         return reading
 
     reading.may_have_databases = "databases" in document
-    lines = _lines(text)
+    lines, name = _lines(text), repr(str(path))
     for key, value in document.items():
-        source = Source(key, f"{str(path)!r} line {lines[key]}" if key in lines else repr(str(path)))
+        source = Source(key, place_in_toml(name, lines, key))
         if key in ENTRIES:
             continue
         if key in Settings.model_fields:
@@ -78,10 +84,12 @@ def read_toml(path: Path, named: Source) -> ConfigFile:
             reading.mistakes.append(f"{key}: settings stand in no table but {tables} ({source.place})")
         else:
             reading.mistakes.append(unknown(source, (*Settings.model_fields, *ENTRIES)))
-    reading.directory, wrong = databases.from_toml(document, repr(str(path)))
+    reading.directory, wrong = databases.from_toml(document, name, lines)
     reading.mistakes.extend(wrong)
     if "users" in document:
-        reading.given["users"] = Given(_passwords(reading.directory), Source("users", repr(str(path))))
+        reading.given["users"] = Given(
+            _passwords(reading.directory), Source("users", place_in_toml(name, lines, "users"))
+        )
     return reading
 
 
@@ -123,15 +131,19 @@ def _passwords(directory: Directory) -> Mapping[str, SecretStr]:
     return {name: user.password for name, user in directory.users.items() if user.password is not None}
 
 
-def _lines(text: str) -> Mapping[str, int]:
-    """Return the lines on which settings and tables begin, for messages; tomllib does not tell."""
-    lines: dict[str, int] = {}
-    in_table = False
+def _lines(text: str) -> Lines:
+    """Return the lines on which settings, tables and entries begin, for messages; tomllib does not tell."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
     for number, line in enumerate(text.split("\n"), start=1):
-        match = re.match(r"\s*\[{1,2}\s*(?P<quote>[\"']?)(?P<table>\w+)(?P=quote)[^=]*\]\s*(#.*)?$", line)
-        if match is not None:
-            in_table = True
-            lines.setdefault(match["table"], number)
-        elif not in_table and (match := re.match(r"\s*([\"']?)(\w+)\1\s*[.=]", line)):
-            lines.setdefault(match[2], number)
+        if header := _HEADER.match(line):
+            table = tuple(map(_unquoted, _KEY.findall(header[1])))
+            for depth in (1, 2):
+                lines.setdefault(table[:depth], number)
+        elif (key := _KEY_AND_VALUE.match(line)) and len(table) < 2:
+            lines.setdefault((*table, _unquoted(key[1])), number)
     return lines
+
+
+def _unquoted(key: str) -> str:
+    return key[1:-1] if key[0] in "\"'" else key

@@ -6,6 +6,7 @@ Both come to the same models. What is not set there is None, and goes by the set
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -172,6 +173,11 @@ class Peer(_Entry):
     )
 
 
+Lines = Mapping[tuple[str, ...], int]
+"""The lines of a TOML file on which its keys stand, as far as they are known."""
+_UNKNOWN: Final[Lines] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Directory:
     """All of them, by name. It is replaced as a whole."""
@@ -197,7 +203,7 @@ def from_ini(ini: Ini) -> tuple[Directory, list[str]]:
     return reading.read(sections, but=frozenset(("password",))), reading.mistakes
 
 
-def from_toml(document: Mapping[str, object], path: str) -> tuple[Directory, list[str]]:
+def from_toml(document: Mapping[str, object], path: str, lines: Lines = _UNKNOWN) -> tuple[Directory, list[str]]:
     """Read the tables databases, users and peers of a TOML document: [databases.NAME] and so on.
 
     A user may also be a password only: alice = "secret" in [users].
@@ -207,18 +213,25 @@ def from_toml(document: Mapping[str, object], path: str) -> tuple[Directory, lis
     for section in ("databases", "users", "peers"):
         table = document.get(section, {})
         if not isinstance(table, dict):
-            reading.mistakes.append(f"{section}: it is not a table ({path})")
+            reading.mistakes.append(f"{section}: it is not a table ({place_in_toml(path, lines, section)})")
             continue
         entries: Entries = {}
         for name, entry in table.items():
+            place = place_in_toml(path, lines, section, name)
             if section == "users" and isinstance(entry, str):
-                entries[name] = ({"password": entry}, path)
+                entries[name] = ({"password": entry}, place)
             elif isinstance(entry, dict):
-                entries[name] = (entry, path)
+                entries[name] = (entry, place)
             else:
-                reading.mistakes.append(f"[{section}] {name}: it is not a table ({path})")
+                reading.mistakes.append(f"[{section}] {name}: it is not a table ({place})")
         sections[section] = entries
     return reading.read(sections), reading.mistakes
+
+
+def place_in_toml(path: str, lines: Lines, *key: str) -> str:
+    """Return where a key stands, or at least its table, for messages."""
+    line = lines.get(key) or lines.get(key[:1])
+    return f"{path} line {line}" if line else path
 
 
 Entries = dict[str, tuple[Mapping[str, object] | None, str]]

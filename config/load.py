@@ -181,7 +181,7 @@ def _read_file(
         return None, ConfigFile()
     path = Path(str(named.value))
     # A file without an option is PgBouncer's way, so a name that tells nothing is one of its own.
-    usual = ".ini" if named.source.name == "FILE" else ".toml"
+    usual = ".toml" if named in (option, variable) else ".ini"
     form = path.suffix if path.suffix in (".ini", ".toml") else usual
     return path, read_ini(path) if form == ".ini" else read_toml(path, named.source)
 

@@ -185,6 +185,15 @@ def test_a_toml_file_has_databases_users_and_peers(start: Start) -> None:
     assert directory.peers[1].host == "other"
 
 
+def test_a_mistake_in_a_table_is_told_with_its_line(start: Start) -> None:
+    Path("a.toml").write_text(
+        'auth_type = "trust"\n[databases]\na = { pool_sise = 1 }\n"b c".port = "x"\n\n[databases."*"] # all others\n'
+        "pool_size = -5\n[ users . bob ]\npool_mode = 1\n[peers]\n0.host = 'x'\n[peer.1]\nhost = 'x'\n"
+    )
+    said = [mistake.rpartition(" ")[2].rstrip(")") for mistake in mistakes(start, "a.toml")]
+    assert sorted(said, key=int) == ["3", "4", "6", "8", "11", "12"]
+
+
 def test_users_given_otherwise_go_before_those_of_the_file(start: Start) -> None:
     Path("a.toml").write_text('[databases.shop]\n[users]\nalice = "hush"\n')
     assert start("--config", "a.toml", USERS='{"bob": "hush"}').credentials.keys() == {"bob"}
