@@ -188,9 +188,9 @@ def test_server_fast_close_ends_sessions_whose_connections_are_outdated(
 
 
 def by_connect_query(
-    pgfunnel: StartPgfunnel, postgres: EmbeddedPostgres, sql: str, **settings: str | float
+    pgfunnel: StartPgfunnel, postgres: EmbeddedPostgres, *, connect_query: str, **settings: str | float
 ) -> Pgfunnel:
-    entry = f'[databases.postgres]\nhost = \'{postgres.host}\'\nport = {postgres.port}\nconnect_query = """{sql}"""\n'
+    entry = f'[databases.postgres]\nhost = \'{postgres.host}\'\nport = {postgres.port}\nconnect_query = """{connect_query}"""\n'
     return pgfunnel(toml=entry, userlist={"postgres": ""}, **settings)
 
 
@@ -199,7 +199,7 @@ def test_what_connect_query_sets_every_client_has(
     postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, mode: str
 ) -> None:
     sql = "SET search_path TO shop, public; SELECT set_config('app.tenant', 'all', false); SET TimeZone TO 'Asia/Tokyo'"
-    pooler = by_connect_query(pgfunnel, postgres, sql, default_pool_size=1, pool_mode=mode)
+    pooler = by_connect_query(pgfunnel, postgres, connect_query=sql, default_pool_size=1, pool_mode=mode)
     plain, _ = log_in(pooler)
     with plain:
         assert plain.parameters["TimeZone"] == "Asia/Tokyo"
@@ -223,7 +223,7 @@ def test_what_connect_query_sets_every_client_has(
 
 def test_what_connect_query_sets_is_nobodys_own(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
     sql = "SET search_path TO shop; PREPARE ready AS SELECT 'ready'"
-    pooler = by_connect_query(pgfunnel, postgres, sql, default_pool_size=1)
+    pooler = by_connect_query(pgfunnel, postgres, connect_query=sql, default_pool_size=1)
     with pooler.login() as first, pooler.login() as second:
         for client in (first, second, first):
             client.query("SET work_mem TO '8MB'")
@@ -233,7 +233,7 @@ def test_what_connect_query_sets_is_nobodys_own(postgres: EmbeddedPostgres, pgfu
 
 
 def test_an_error_in_connect_query_is_logged_and_no_more(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
-    pooler = by_connect_query(pgfunnel, postgres, "SET TimeZone TO 'Asia/Tokyo'; SELECT no_such_thing")
+    pooler = by_connect_query(pgfunnel, postgres, connect_query="SET TimeZone TO 'Asia/Tokyo'; SELECT no_such_thing")
     with pooler.login() as client:
         assert client.value("SELECT 1") == "1"
     pooler.wait_for_log("level=warning event=connect_query_failed .*sqlstate=42703")
@@ -251,7 +251,7 @@ def test_an_error_in_connect_query_is_logged_and_no_more(postgres: EmbeddedPostg
 def test_a_connection_that_connect_query_makes_useless_is_not_used(
     postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, sql: str, why: str
 ) -> None:
-    pooler = by_connect_query(pgfunnel, postgres, sql, query_wait_timeout=0.6, server_connect_timeout=0.5)
+    pooler = by_connect_query(pgfunnel, postgres, connect_query=sql, query_wait_timeout=0.6, server_connect_timeout=0.5)
     with pooler.connect() as wire:
         wire.send(startup({"user": "postgres", "database": "postgres"}))
         assert why in pooler.wait_for_log("event=server_connect_failed .*connect_query")
@@ -262,7 +262,7 @@ def test_connect_query_runs_once_for_each_connection(postgres: EmbeddedPostgres,
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute("CREATE TABLE opened (pid int)")
         try:
-            pooler = by_connect_query(pgfunnel, postgres, "INSERT INTO opened SELECT pg_backend_pid()")
+            pooler = by_connect_query(pgfunnel, postgres, connect_query="INSERT INTO opened SELECT pg_backend_pid()")
             with pooler.login() as client, pooler.login() as other:
                 for _ in range(3):
                     client.query("SELECT 1")
