@@ -40,7 +40,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="import|show")
     importing = commands.add_parser("import", help="write a pgbouncer.ini as TOML", description=_IMPORT)
     importing.add_argument("file", type=Path, metavar="FILE", help="the pgbouncer.ini")
-    importing.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to this file, readable by you only")
+    importing.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a new file, readable by you only")
     showing = commands.add_parser(
         "show",
         help="print what holds, and where it came from",
@@ -76,7 +76,7 @@ def _import(file: Path, output: Path | None) -> int:
         sys.stdout.write(text)
         return 0
     try:
-        with open(output, "w", encoding="utf-8", opener=_for_the_owner) as target:
+        with open(output, "x", encoding="utf-8", opener=_for_the_owner) as target:
             target.write(text)
     except OSError as error:
         sys.stderr.write(f"pgfunnel: '{output}' cannot be written: {error.strerror}\n")

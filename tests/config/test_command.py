@@ -55,7 +55,12 @@ def test_import_refuses_what_pgfunnel_would(path: Path, capsys: pytest.CaptureFi
     assert main(["import", str(path.with_name("none.ini"))], {}) == 2
 
 
-def test_import_says_what_it_cannot_write(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_says_what_it_cannot_write_and_overwrites_nothing(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", str(path), "-o", str(path)], {}) == 1
+    assert path.read_text() == FILE
+    assert f"'{path}' cannot be written: File exists" in capsys.readouterr().err
     assert main(["import", str(path), "-o", "/none/such"], {}) == 1
     assert "'/none/such' cannot be written: No such file or directory" in capsys.readouterr().err
 

@@ -106,7 +106,7 @@ def test_set_reads_numbers_as_pgbouncer_does_and_all_our_words_for_yes_and_no(lo
 
 
 def test_conffile_names_what_is_read_from_the_next_reload_on(path: Path, loaded: Loaded, tmp_path: Path) -> None:
-    other = tmp_path / "other.ini"
+    other = tmp_path / "other.conf"
     other.write_text(f"{FILE}server_lifetime = 7\n")
     now = with_setting(loaded, "conffile", str(other))
     assert now.settings.server_lifetime == 3600
