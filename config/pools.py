@@ -59,13 +59,15 @@ class Pools(BaseModel):
         "90%, as in default_pool_size.",
     )
     max_db_client_connections: Count = Field(
-        default=0, description="Clients of a database; 0 for no limit. One more is refused."
+        default=0,
+        description="Clients of a database; 0 for no limit. More wait to be let in; PgBouncer refuses them.",
     )
     max_user_connections: Count = Field(
         default=0, description="Server connections of a user, over all their pools; 0 for no limit."
     )
     max_user_client_connections: Count = Field(
-        default=0, description="Clients logged in as a user; 0 for no limit. One more is refused."
+        default=0,
+        description="Clients logged in as a user; 0 for no limit. More wait to be let in; PgBouncer refuses them.",
     )
     server_connect_concurrency: PositiveCount = Field(
         default=8,
