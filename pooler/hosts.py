@@ -147,11 +147,9 @@ class Hosts:
             return "" if is_read_only == (attrs == "read-only") else f"is read-{'only' if is_read_only else 'write'}"
         if standby is None:
             standby = await self._ask(login, _ASK_STANDBY)
-        return (
-            ""
-            if (standby == "off") == (attrs == "primary")
-            else f"is {'the primary' if standby == 'off' else 'a standby'}"
-        )
+        if standby == "off":
+            return "" if attrs == "primary" else "is the primary"
+        return "is a standby" if attrs == "primary" else ""
 
     async def _ask(self, login: Login, sql: str) -> str:
         rows = await ask(login, sql, self._timeout_s)
