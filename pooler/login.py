@@ -55,6 +55,9 @@ _TLS_REQUIRED: Final = Ending(
     "connection requires TLS (client_tls_sslmode)",
     hint="Set sslmode=require, or what your driver calls it.",
 )
+_DATABASE_TO_REPLICATE: Final = (
+    "Physical replication needs a database to find its way: give it an entry of that name in [databases], or one for *."
+)
 _NO_SIMPLE_QUERIES: Final = Ending(
     Reason.LOGIN_REFUSED,
     "0A000",
@@ -406,7 +409,9 @@ class ClientLogin(asyncio.Protocol):
             return
         found = self._duties.pool_of(user or self.startup.user, self.startup.database)
         if isinstance(found, Ending):
-            self.end(found)
+            physical = self.startup.replication is Replication.PHYSICAL
+            hint = _DATABASE_TO_REPLICATE if physical and found.reason is Reason.NO_SUCH_DATABASE else found.hint
+            self.end(found._replace(hint=hint))
             return
         self._stage = _POOL
         pool = self._pool = found

@@ -23,6 +23,7 @@ HBA: Final = (
     "host replication all all trust",
 )
 LOGICAL: Final = {"replication": "database"}
+POSTGRES: Final = {"postgres": ""}
 PHYSICAL: Final = {"replication": "true"}
 
 
@@ -170,6 +171,17 @@ def test_who_may_not_replicate_is_told_so_in_postgres_words(primary: EmbeddedPos
         error = wire.error()
         assert error.sqlstate == "42501"
         assert "replication" in error.message
+
+
+def test_who_names_no_database_to_replicate_is_told_what_to_do(
+    primary: EmbeddedPostgres, pgfunnel: StartPgfunnel
+) -> None:
+    pooler = pgfunnel(toml=f"[databases.shop]\nhost = '{primary.host}'\nport = {primary.port}\n", userlist=POSTGRES)
+    with pooler.connect() as wire:
+        wire.send(startup_of(PHYSICAL))
+        fields = wire.read_until("E")[-1].fields
+    assert fields["C"] == "3D000"
+    assert "entry" in fields["H"]
 
 
 def test_a_false_value_is_no_replication(pooler: Pgfunnel) -> None:
@@ -338,7 +350,7 @@ def test_a_reload_that_leads_elsewhere_ends_it(
     config = tmp_path / "pgfunnel.toml"
     entry = f"[databases.postgres]\nhost = '{primary.host}'\nport = {primary.port}\n"
     config.write_text(entry)
-    pooler = pgfunnel(config=str(config), userlist={"postgres": ""})
+    pooler = pgfunnel(config=str(config), userlist=POSTGRES)
     with stream(pooler) as wire, replicate(pooler) as other:
         config.write_text(entry + "application_name = 'new'\n")
         pooler.signal(signal.SIGHUP)

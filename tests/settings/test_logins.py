@@ -190,7 +190,8 @@ def test_server_fast_close_ends_sessions_whose_connections_are_outdated(
 def by_connect_query(
     pgfunnel: StartPgfunnel, postgres: EmbeddedPostgres, *, connect_query: str, **settings: str | float
 ) -> Pgfunnel:
-    entry = f'[databases.postgres]\nhost = \'{postgres.host}\'\nport = {postgres.port}\nconnect_query = """{connect_query}"""\n'
+    place = f"[databases.postgres]\nhost = '{postgres.host}'\nport = {postgres.port}\n"
+    entry = f'{place}connect_query = """{connect_query}"""\n'
     return pgfunnel(toml=entry, userlist={"postgres": ""}, **settings)
 
 
