@@ -89,7 +89,7 @@ class Journal:
         files = [log_file(settings.logfile)] if settings.logfile is not None else []
         syslog = [Syslog(settings.syslog_ident, settings.syslog_facility)] if settings.syslog else []
         self.close()
-        self._outlets = [*([] if quiet else [standard_error()]), *files, *syslog]
+        self._outlets = [*files, *syslog, *([] if quiet else [standard_error()])]
         self.shape(settings.log_format, "debug" if settings.verbose else settings.log_level)
 
     def close(self) -> None:
