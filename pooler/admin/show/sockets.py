@@ -215,7 +215,7 @@ def _client(office: Office, client: ClientSession) -> _Socket:
 def _passage(office: Office, passage: Passage) -> Iterator[_Socket]:
     """Yield the client and the server of one that replicates."""
     began = _time(office, passage.connected_at)
-    application = passage.login.parameters.get(_APPLICATION_NAME, "")
+    application = passage.server.parameters.get(_APPLICATION_NAME, "")
     client, server = f"{passage.id:#x}", f"{passage.server_id:#x}"
     for side, transport, pointers, pid, id_ in (
         ("C", passage.transport, (client, server), _peer_pid(passage.transport), passage.id),
