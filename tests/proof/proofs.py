@@ -62,7 +62,8 @@ def flaw(proof: Proof, root: Path = ROOT) -> str | None:
         return f"it may be left out: {', '.join(left_out)}"
     if node["id"] is not None and not module.has_id(test, node["id"]):
         return "it has no parameters of that id"
-    if not re.search(rf"\b{re.escape(proof.thing)}\b", module.all_of(test).replace("-", "_"), re.IGNORECASE):
+    text = module.all_of(test).replace("-", "_").replace("\\n", " ")
+    if not re.search(rf"\b{re.escape(proof.thing)}\b", text, re.IGNORECASE):
         return "it does not name what it is to prove"
     return None
 

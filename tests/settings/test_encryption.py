@@ -118,3 +118,18 @@ def test_postgres_gets_the_versions_and_ciphers_that_are_set(
     with psycopg.connect(pooler.url()) as connection:
         used = connection.execute("SELECT version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
     assert used == ("TLSv1.2", "ECDHE-ECDSA-AES128-GCM-SHA256")
+
+
+@pytest.mark.parametrize("setting", ["client_tls13_ciphers", "server_tls13_ciphers"])
+def test_a_list_of_ciphers_for_tls_1_3_has_to_have_all_that_are_on(
+    postgres: EmbeddedPostgres, certificates: Certificates, pgfunnel: StartPgfunnel, setting: str
+) -> None:
+    """None of them can be left out by Python's ssl."""
+    on = [str(each["name"]) for each in ssl.create_default_context().get_ciphers() if each["protocol"] == "TLSv1.3"]
+    tls = shown(certificates.ec)
+    refused = Pgfunnel(postgres.url(), **tls | {setting: ":".join(on[1:])})  # type: ignore[arg-type]
+    assert refused.refuses_to_start()
+    assert f"--{setting.replace('_', '-')}: " in "\n".join(refused.log)
+    shake(
+        pgfunnel(postgres.url(), **tls | {setting: ":".join(on)}), ssl.create_default_context(cafile=certificates.ca)
+    ).close()

@@ -1,12 +1,20 @@
 """What is logged, and in which form, as the settings say."""
 
 import json
+import re
+import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from config.settings import Settings
 from pooler.demo.postgres import EmbeddedPostgres
+from pooler.log import Journal
+from pooler.outlets import Syslog
 from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import ServerError
@@ -66,6 +74,25 @@ def test_less_severe_events_than_log_level_are_not_logged(postgres: EmbeddedPost
         pooler.login().terminate()
         with pooler.connect() as wire, pytest.raises(ServerError):
             wire.login("nobody", "postgres")
-    (line,) = pooler.log
-    assert "level=warning" in line
-    assert "event=login_failed" in line
+    assert any("level=warning event=login_failed" in line for line in pooler.log)
+    assert not any("level=info" in line for line in pooler.log)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_syslog_gets_lines_of_syslog_ident_and_syslog_facility(monkeypatch: pytest.MonkeyPatch, *, on: bool) -> None:
+    settings = Settings.model_validate({"syslog": on, "syslog_ident": "shop", "syslog_facility": "local3"})
+    with (
+        tempfile.TemporaryDirectory(prefix="pgf-") as directory,
+        closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as system,
+        closing(Journal()) as journal,
+    ):
+        system.bind(f"{directory}/log")
+        system.settimeout(0)
+        monkeypatch.setattr("pooler.log.Syslog", partial(Syslog, path=Path(directory, "log")))
+        journal.open(settings, quiet=True)
+        journal.log.warning("told")
+        if on:
+            assert re.match(rf"<{19 * 8 + 4}>.* shop\[\d+\]: .*event=told", system.recv(65536).decode())
+        else:
+            with pytest.raises(BlockingIOError):
+                system.recv(65536)

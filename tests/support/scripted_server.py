@@ -116,19 +116,20 @@ class Conversation:
 
 
 class ScriptedServer:
-    """Listens on a free port and plays `script` with every connection. `connections` counts those so far."""
+    """Listens, on a free port unless one is given, and plays `script` with each connection. It counts them."""
 
-    def __init__(self, script: Callable[[Conversation], None]) -> None:
+    def __init__(self, script: Callable[[Conversation], None], *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._script = script
+        self.host = host
+        self.port = port
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self.connections = 0
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host = "127.0.0.1"
-        self.port: int = self._listener.getsockname()[1]
+        self._listener = socket.create_server((self.host, self.port))
+        self.port = self._listener.getsockname()[1]
         self._start(self._accept)
         return self
 
