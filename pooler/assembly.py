@@ -39,8 +39,9 @@ from pooler.lobby import Departures, Lobby
 from pooler.log import Log
 from pooler.login import ClientLogin, LoginDuties, TlsOffer
 from pooler.metrics import Figures
+from pooler.opening import ServerPool
 from pooler.peers import Peers, as_given_out
-from pooler.pools import Pools, ServerPool
+from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
 from pooler.replication import PassageDuties, Passages
 from pooler.report import Report
@@ -189,13 +190,14 @@ class Parts:
             )
         )
         self.canceller.beside = self.passages.server_of
+        self.pools.passages = lambda: self.passages
 
     def _make_gate(self, settings: Settings) -> None:
         self.lookups = Lookups(
             self.current,
             self.vault,
-            self.pools.upstream,
-            lambda: self.pools.tls,
+            self.pools.openings.upstream,
+            lambda: self.pools.logins.tls,
             self.tally.auth_query,
             self.now,
             self.log,
@@ -209,7 +211,7 @@ class Parts:
             now=self.now,
             log=self.log,
         )
-        self.pools.hopeful = self.passthrough.expects
+        self.pools.openings.hopeful = self.passthrough.expects
         self.gate = Gate(
             settings.auth_type,
             self.current.access,
@@ -385,7 +387,7 @@ class Parts:
         identities = list(self.identities)
         try:
             offer = self._tls_offer(new) if client_tls or "auth_type" in changed else self.tls_offer
-            towards = self._server_tls(new) if server_tls else self.pools.tls
+            towards = self._server_tls(new) if server_tls else self.pools.logins.tls
             self.gate.reload(new.auth_type, loaded.access, new.scram_iterations, _everybody(new))
             self.vault.reload(loaded.credentials)
         except ValueError:
@@ -412,7 +414,7 @@ class Parts:
 
     def _replace_tls(self, offer: TlsOffer | None, towards: ServerTls | None) -> None:
         self.tls_offer = offer
-        self.pools.tls = self.canceller.tls = towards
+        self.pools.logins.tls = self.canceller.tls = towards
         in_use = [each.identity for each in (offer, towards) if each is not None]
         self.identities[:] = in_use
         for identity in in_use:

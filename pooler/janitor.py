@@ -17,7 +17,8 @@ from pooler.hold import PARTING, PINNED, SESSION
 from pooler.keeper import Keeper
 from pooler.lobby import Departures, Lobby
 from pooler.login import ClientLogin
-from pooler.pools import Pools, ServerPool
+from pooler.opening import ServerPool
+from pooler.pools import Pools
 from pooler.reasons import REPLACED, Ending, Reason
 from pooler.replication import Passages
 from pooler.server import ServerSession
@@ -149,7 +150,7 @@ class Janitor:
 
     def _undecided(self, ending: Ending) -> Ending:
         """Add why, for the log alone: to a stranger it would tell hosts and files."""
-        failure = self._premises.pools.upstream.failure
+        failure = self._premises.pools.openings.upstream.failure
         return ending._replace(hint="Postgres could not be asked who may log in.", why=failure) if failure else ending
 
     def _sweep_queues(self, pool: ServerPool, terms: Terms, now: float) -> None:

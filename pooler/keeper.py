@@ -5,7 +5,7 @@ from typing import Final
 
 from pooler.current import Current
 from pooler.log import Log
-from pooler.pools import ServerPool
+from pooler.opening import ServerPool
 from pooler.slow import Slow
 from pooler.statistics import Histogram, Period, averages, sum_of
 

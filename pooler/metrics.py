@@ -13,8 +13,9 @@ from pooler.client import Clients
 from pooler.databases import Databases
 from pooler.keeper import Keeper
 from pooler.lobby import Lobby
+from pooler.opening import ServerPool
 from pooler.pool_metrics import Pairs, PoolPage, histogram_family
-from pooler.pools import Pools, ServerPool
+from pooler.pools import Pools
 from pooler.reasons import Reason
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.metrics import state_metrics

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from pooler.databases import Databases
-from pooler.pools import ServerPool
+from pooler.opening import ServerPool
 from pooler.statistics import Histogram, Statistics, Totals, sum_of
 
 MOST: Final = 100

@@ -65,7 +65,7 @@ class Web:
     async def _readyz(self, request: web.Request) -> web.Response:
         if not self._accepting():
             return web.Response(status=503, text="not accepting: shutting down\n")
-        upstream = self._pools.upstream
+        upstream = self._pools.openings.upstream
         now = self._now()
         transactions = sum(pool.stats.totals.xact_count for pool in self._pools)
         if transactions != self._transactions and upstream.failing_since is None:
@@ -92,4 +92,4 @@ class Web:
             async with asyncio.timeout(PROBE_S):
                 await self._pools.knock()
         except TimeoutError:
-            self._pools.upstream.failed(self._now(), f"no answer within {PROBE_S:g} s")
+            self._pools.openings.upstream.failed(self._now(), f"no answer within {PROBE_S:g} s")

@@ -13,7 +13,7 @@ from pooler.admin.office import Office
 from pooler.admin.results import CommandError
 from pooler.client import ClientSession
 from pooler.databases import CONSOLE, DatabaseState
-from pooler.pools import ServerPool
+from pooler.opening import ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.shutdown import Shutdown
 

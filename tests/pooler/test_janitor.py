@@ -55,7 +55,7 @@ class Watch:
             def sweep(self, used: object, now: float) -> None: ...
 
         pools: Any = Pools()
-        pools.upstream = upstream
+        pools.openings = SimpleNamespace(upstream=upstream)
         given: dict[str, Any] = {"server_idle_timeout": 0, "server_lifetime": 0, "query_wait_timeout": 0, **settings}
         current: Any = SimpleNamespace(
             settings=Settings(upstream="postgresql://alice@localhost/shop", **given), directory=Directory()

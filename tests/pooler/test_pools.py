@@ -15,8 +15,9 @@ from pooler.credentials.vault import Vault
 from pooler.databases import Databases
 from pooler.hosts import Hosts
 from pooler.log import make_log
+from pooler.opening import ServerPool
 from pooler.pool import Cap
-from pooler.pools import Pools, ServerPool
+from pooler.pools import Pools
 from pooler.resolver import Resolver
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
@@ -60,7 +61,7 @@ def pool_of(pools: Pools) -> ServerPool:
 
 
 async def log_in(pools: Pools) -> Login:
-    return await pools._log_in(pools._places[pool_of(pools)])
+    return await pools.logins.log_in(pools.place_of(pool_of(pools)))
 
 
 @pytest.fixture
@@ -78,13 +79,13 @@ async def test_a_connection_that_breaks_right_after_its_login_is_not_lent(pools:
     pool.opening = 1
     broken = MockTransport()
     broken.close()
-    pools._opened(pool, Login(broken, b"key 1234", {}))
+    pools.openings.opened(pool, Login(broken, b"key 1234", {}))
     assert not pool.servers
     assert pool.opening == 0
     assert list(pool.waiters) == [client], "it goes on waiting"
     assert pool.retry_at, "for the next attempt"
     assert not wire(client).closing
-    assert pools.upstream.failing_since
+    assert pools.openings.upstream.failing_since
 
 
 async def test_the_connection_that_has_proven_a_password_serves_who_waits(pools: Pools) -> None:
@@ -118,7 +119,7 @@ async def test_it_is_closed_where_there_is_no_room(pools: Pools, why: str) -> No
 
 @pytest.mark.parametrize("somebody_tries", [True, False])
 async def test_who_waits_goes_on_while_another_password_is_being_tried(pools: Pools, somebody_tries: bool) -> None:
-    pools.hopeful = lambda user, database: somebody_tries and (user, database) == ("alice", "shop")
+    pools.openings.hopeful = lambda user, database: somebody_tries and (user, database) == ("alice", "shop")
     pool = pool_of(pools)
     house = House()
     house.pool = pool
@@ -126,7 +127,7 @@ async def test_who_waits_goes_on_while_another_password_is_being_tried(pools: Po
     pool.waiters[client] = None
     client.pending, client.waiting = query(), True
     pool.opening = 1
-    pools._refused(pool, ErrorFields("FATAL", "28P01", "password authentication failed"))
+    pools.openings._refused(pool, ErrorFields("FATAL", "28P01", "password authentication failed"))
     assert (client in pool.waiters) is somebody_tries
     pools.adopt("alice", "shop", Login(MockTransport(), b"key 1234", {}))
     assert (client.server is not None) is somebody_tries
@@ -189,7 +190,7 @@ async def test_names_of_databases_that_there_are_not_leave_nothing_behind() -> N
         pool = pools.get("alice", f"made up {number}")
         assert pool is not None
         assert pool.take_place()
-        pools._refused(pool, ErrorFields("FATAL", "3D000", "it does not exist"))
+        pools.openings._refused(pool, ErrorFields("FATAL", "3D000", "it does not exist"))
     assert not list(pools)
     assert not list(pools.caps)
     await pools.close()
@@ -200,7 +201,7 @@ async def test_a_knock_says_whether_postgres_answers_and_leaves() -> None:
         for secret in ("hush", "wrong"):
             pools = pools_with(Vault({"alice": SecretStr(secret)}), upstream.port)
             await pools.knock()
-            assert pools.upstream.answered_at is not None
+            assert pools.openings.upstream.answered_at is not None
             assert not list(pools)
     await pools.knock()
-    assert pools.upstream.failing_since is not None
+    assert pools.openings.upstream.failing_since is not None

@@ -10,8 +10,8 @@ from pooler.admin.show.sockets import server_state
 from pooler.admin.show.table import Table, microseconds
 from pooler.client import ClientSession
 from pooler.login import ClientLogin
+from pooler.opening import ServerPool
 from pooler.pool import Queued
-from pooler.pools import ServerPool
 from protocol.console import Kind
 
 _TEXT, _INT4 = Kind.TEXT, Kind.INT4

@@ -14,7 +14,7 @@ from pooler.admin.show.table import Table, microseconds
 from pooler.client import ClientSession
 from pooler.hold import CANCELLING
 from pooler.login import ClientLogin
-from pooler.pools import ServerPool
+from pooler.opening import ServerPool
 from pooler.replication import Passage
 from pooler.server import ServerSession
 from pooler.tls.connection import encryption

@@ -22,7 +22,7 @@ from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
 from pooler.dial import ServerTls
 from pooler.log import make_log
-from pooler.pools import Upstream
+from pooler.opening import Upstream
 from pooler.tally import Tally
 from pooler.tls.watched import watch_server_context
 from protocol.scram import md5_secret
