@@ -15,6 +15,7 @@ from pooler.dial import ConnectFailedError
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, REPLACED, Ending, Reason
 from pooler.server import ServerSession
+from pooler.statistics import Work
 from protocol.boundaries import Boundaries
 from protocol.errors import ProtocolViolation
 from protocol.kinds import COPY_BOTH_RESPONSE, ERROR_RESPONSE, READY_FOR_QUERY, TERMINATE
@@ -96,10 +97,13 @@ class Passages:
     def joined(self, passage: "Passage") -> None:
         """Its client has been given a cancel key."""
         self._open[passage.key] = passage
+        passage.pool.stats.beside.add(passage)
 
     def ended(self, passage: "Passage", ending: Ending) -> None:
         """It is over."""
         del self._open[passage.key]
+        passage.pool.stats.beside.remove(passage)
+        passage.pool.stats.keep(passage)
         self.duties.ended(passage, ending)
         passage.pool.give_back_aside(self.duties.now())
 
@@ -217,7 +221,9 @@ class Passage:
         "_asked",
         "_goodbyes",
         "_passages",
+        "_received",
         "_replies",
+        "_sent",
         "connected_at",
         "ended",
         "era",
@@ -244,6 +250,7 @@ class Passage:
         """The cancel key that the client was given."""
         self.connected_at = passages.duties.now()
         self.ended = False
+        self._received = self._sent = 0
         self._asked = False
         """The client has sent something since the server was last ready for it."""
         self._goodbyes = Boundaries(bytes((TERMINATE,)))
@@ -273,11 +280,17 @@ class Passage:
         """A command runs that comes to an end by itself: it is neither idle nor streams."""
         return self._asked and self._replies.last != COPY_BOTH_RESPONSE
 
+    @property
+    def work(self) -> Work:
+        """See statistics.Worker."""
+        return Work(1, 0, self._replies.seen[READY_FOR_QUERY], self._received, self._sent)
+
     # --- what passes
 
     def _asks(self, data: bytes) -> bool:
         """Note what the client sends; False if that is not to be passed on."""
         self._asked = True
+        self._received += len(data)
         try:
             self._goodbyes.follow(data)
         except ProtocolViolation as violation:
@@ -286,6 +299,7 @@ class Passage:
 
     def _answers(self, data: bytes) -> bool:
         """Note what the server sends; False if that is not to be passed on."""
+        self._sent += len(data)
         try:
             if self._replies.follow(data) >= 0 and self._replies.last == READY_FOR_QUERY:
                 self._asked = False

@@ -180,15 +180,16 @@ class Statistics:
         "_queries",
         "_transactions",
         "_workers",
+        "beside",
         "bind_count",
         "client_login_count",
         "client_parse_count",
         "connects",
         "done",
+        "inner",
         "links",
         "logins",
         "newer",
-        "note_query",
         "note_transaction",
         "older",
         "sent",
@@ -201,12 +202,15 @@ class Statistics:
     def __init__(self, workers: Collection[Worker]) -> None:
         """`workers` are the connections that are open."""
         self._workers = workers
+        self.beside: set[Worker] = set()
+        """Connections that are open, and not in the pool: they replicate."""
         self.done = Work(0, 0, 0, 0, 0)
         self._transactions = Histogram()
         self._queries = Histogram()
         self.singles = 0
         self.note_transaction = self._transactions.note
-        self.note_query = self._queries.note
+        self.inner = self._queries.pending
+        """Queries in transactions of several."""
         self.single: list[float] = []
         """Transactions of one query, after which the server was released at once. Nearly all are, so that each is noted
         for both histograms and as an assignment in one go."""
@@ -254,7 +258,8 @@ class Statistics:
     def totals(self) -> Totals:
         """The counters since the start."""
         self.fold()
-        work = Work(*map(sum, zip(self.done, *(worker.work for worker in self._workers), strict=True)))
+        workers = (*self._workers, *self.beside)
+        work = Work(*map(sum, zip(self.done, *(worker.work for worker in workers), strict=True)))
         return Totals(
             work.assignments + self.links + self.singles,
             work.transactions,

@@ -13,11 +13,12 @@ _length = Struct("!I").unpack_from
 class Boundaries:
     """One direction of a conversation. Give it every chunk, in order."""
 
-    __slots__ = ("_head", "_noted", "_rest", "last")
+    __slots__ = ("_head", "_rest", "last", "seen")
 
     def __init__(self, noted: bytes) -> None:
         """`noted` are the kinds of messages to look out for."""
-        self._noted = noted
+        self.seen = dict.fromkeys(noted, 0)
+        """How many there were, by kind."""
         self._head = b""
         """The header of a message, as far as it has come."""
         self._rest = 0
@@ -48,7 +49,8 @@ class Boundaries:
             at = _whole(head, 0) - begun
         while at < size:
             kind = data[at]
-            if kind in self._noted:
+            if kind in self.seen:
+                self.seen[kind] += 1
                 self.last = kind
                 found = at if found < 0 else found
             if at + _HEADER_SIZE > size:

@@ -255,6 +255,23 @@ def test_an_idle_connection_makes_room_for_it(primary: EmbeddedPostgres, pgfunne
 # --- while it lasts
 
 
+def test_it_is_counted_exactly(pooler: Pgfunnel) -> None:
+    with replicate(pooler) as wire:
+        assert wire.rows("SELECT 1; SELECT 2") == [["1"], ["2"]]
+        wire.query("IDENTIFY_SYSTEM")
+        sent = len(query("SELECT 1; SELECT 2") + query("IDENTIFY_SYSTEM"))
+        figures = {
+            name: pooler.metric(f"pgfunnel_{name}_total") for name in ("queries", "received_bytes", "client_logins")
+        }
+        assert figures == {"queries": 2, "received_bytes": sent, "client_logins": 1}
+        before = pooler.metric("pgfunnel_sent_bytes_total")
+        answer = sum(len(each.raw) for each in wire.query("SELECT 3"))
+        assert pooler.metric("pgfunnel_sent_bytes_total") - before == answer
+        wire.terminate()
+    pooler.wait_for_log("event=client_closed")
+    assert pooler.metric("pgfunnel_queries_total") == 3
+
+
 def test_a_cancel_reaches_it(pooler: Pgfunnel, admin: psycopg.Connection) -> None:
     sleep = "SELECT pg_sleep(600)"
     with replicate(pooler) as wire, pooler.connect() as courier:

@@ -27,6 +27,7 @@ def test_any_cut_of_the_same_messages_shows_the_same(messages: list[tuple[bytes,
         assert boundaries.between == (at in ends)
     noted = [kind[0] for kind, _ in messages if kind in (b"W", b"Z")]
     assert boundaries.last == (noted[-1] if noted else 0)
+    assert boundaries.seen == {kind: noted.count(kind) for kind in b"WZ"}
 
 
 def test_it_tells_where_the_first_noted_message_begins() -> None:
