@@ -31,6 +31,8 @@ def _subcommand(argv: Sequence[str]) -> Subcommand | None:
             from pooler.demo import main as subcommand  # noqa: PLC0415 - needs an extra that a pooler does not
         case ["lint"]:
             from pooler.lint import main as subcommand  # noqa: PLC0415
+        case ["check"]:
+            from pooler.check import main as subcommand  # noqa: PLC0415
         case ["config"]:
             from config.command import main as subcommand  # noqa: PLC0415
         case _:
