@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 from pooler.hold import AHEAD, ASKING, BLOCKED, DRESSING, PARTING, RESETTING, STALLED, WAITING
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
+from pooler.statistics import IDLING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
 from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal
@@ -147,8 +148,12 @@ class ClientSession(asyncio.Protocol):
             else:
                 self._keep(data)  # it would be hit by the cancel, or come in between: proceed() goes on
             return
-        elif server.asked < 0:
-            server.ask(data)
+        elif server.asked < 0:  # another query of its transaction, or another transaction
+            now = self.pool.clock()
+            if server.asked == IDLING:
+                server.since = now
+            server.asked = now
+            server.request = data
         self._forward(server, data)
 
     def _forward(self, server: "ServerSession", data: bytes) -> None:

@@ -275,27 +275,25 @@ class ServerSession(asyncio.Protocol):
 
     # --- what is counted and timed
 
-    def ask(self, data: bytes) -> None:
-        """Its client begins a query with `data`, not the first one since it was linked."""
-        now = self.pool.clock()
-        if self.asked == IDLING:
-            self.since = now
-        self.asked = now
-        self.request = data
-
     def _rest(self, client: Borrower) -> None:
         """A query is over, its transaction is not, unless there is more to come of what answers it."""
-        if self.asked == RESTING or not self.exchange.quiet:
-            return
-        self._query_over(client, self.pool.clock())
-        self.asked = RESTING
         if self._duties.statement_mode:
-            client.transaction_in_statement_mode()
+            if self.exchange.quiet:
+                client.transaction_in_statement_mode()
+            return
+        if self.asked == RESTING or self.exchange.run:
+            return
+        pool = self.pool
+        took = pool.clock() - (self.asked or self.since)
+        pool.stats.inner.append(took)
+        if took >= pool.slow.query:
+            pool.slow.queried(pool, client, self.request, took)
+        self.asked = RESTING
 
     def _query_over(self, client: Borrower, now: float) -> None:
         pool = self.pool
         took = now - (self.asked or self.since)
-        pool.stats.note_query(took)
+        pool.stats.inner.append(took)
         if took >= pool.slow.query:
             pool.slow.queried(pool, client, self.request, took)
 
