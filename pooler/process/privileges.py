@@ -19,6 +19,8 @@ def become(name: str, owned: Iterable[Path]) -> None:
         raise StartError(f"user: there is no system user {name!r}") from None
     if os.geteuid() == user.pw_uid:
         return
+    # Which Python loads at the first use of a host name; by then, it may be where this user can't read.
+    "".encode("idna")
     try:
         for path in owned:
             os.chown(path, user.pw_uid, user.pw_gid)

@@ -1,0 +1,233 @@
+"""What the system sees of pgfunnel: its pidfile, its user, a daemon, a service that says how it goes."""
+
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pooler.demo.postgres import EmbeddedPostgres
+from pooler.process.errors import StartError
+from pooler.process.notify import ServiceManager
+from pooler.process.pidfile import Pidfile
+from tests.conftest import StartPgfunnel
+from tests.support.pgfunnel import Pgfunnel, eventually, two_free_ports
+from tests.support.wire import Wire
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+
+
+# --- pidfile
+
+
+def test_a_pidfile_has_the_number_of_the_process_while_it_runs(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pgfunnel.pid"
+    pooler = pgfunnel(postgres.url(), pidfile=str(pidfile))
+    assert pidfile.read_text() == f"{pooler.process.pid}\n"
+    assert pooler.stop() == 0
+    assert not pidfile.exists()
+
+
+def test_a_second_process_with_the_same_pidfile_is_refused(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pgfunnel.pid"
+    first = pgfunnel(postgres.url(), pidfile=str(pidfile))
+    second = Pgfunnel(postgres.url(), pidfile=str(pidfile))
+    assert second.refuses_to_start() == 1
+    second.wait_for_log(f"pidfile {pidfile} exists")
+    assert pidfile.read_text() == f"{first.process.pid}\n"
+
+
+def dead() -> str:
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return str(process.pid)
+
+
+@pytest.mark.parametrize("stale", [dead, lambda: f"{os.getpid()}\n"], ids=["dead", "our own"])
+def test_a_stale_pidfile_is_replaced(tmp_path: Path, stale: Callable[[], str]) -> None:
+    pidfile = Pidfile(tmp_path / "pid")
+    (tmp_path / "pid").write_text(stale())
+    pidfile.check()
+    pidfile.write()
+    assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("text", ["", "no number", "0", "-1", "1", str(os.getppid()), "9" * 30])
+def test_a_file_that_may_be_somebodys_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pid").write_text(text)
+    with pytest.raises(StartError, match="exists"):
+        Pidfile(tmp_path / "pid").check()
+    with pytest.raises(StartError, match="File exists"):
+        Pidfile(tmp_path / "pid").write()
+    Pidfile(tmp_path / "pid").remove()
+    assert (tmp_path / "pid").read_text() == text
+
+
+def test_a_pidfile_that_cannot_be_written_is_told(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    pooler = Pgfunnel(postgres.url(), pidfile=str(tmp_path / "nowhere" / "pid"))
+    assert pooler.refuses_to_start() == 1
+    pooler.wait_for_log("can't write pidfile .*/nowhere/pid: No such file or directory")
+
+
+# --- in the background, as another user
+
+
+@pytest.fixture
+def everybodys(postgres: EmbeddedPostgres) -> Iterator[Path]:
+    """Make a directory that any user may write to."""
+    with tempfile.TemporaryDirectory(prefix="pgf-") as name:
+        directory = Path(name)
+        directory.chmod(0o777)
+        yield directory
+
+
+def start_daemon(
+    directory: Path, postgres: EmbeddedPostgres, *flags: str, **settings: object
+) -> subprocess.CompletedProcess[str]:
+    """Run `pgfunnel -d pgbouncer.ini`."""
+    files = {"logfile": directory / "log", "pidfile": directory / "pid"}
+    settings = {"listen_addr": "127.0.0.1", "auth_type": "any", **files, **settings}
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    entry = f"* = host=127.0.0.1 port={postgres.port} user=postgres"
+    ini = directory / "pgbouncer.ini"
+    ini.write_text("\n".join(("[databases]", entry, "[pgbouncer]", "unix_socket_dir =", *lines, "")))
+    command = [sys.executable, "-m", "pooler.main", "-d", *flags, str(ini)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+@contextmanager
+def daemon(directory: Path, postgres: EmbeddedPostgres, *flags: str, **settings: object) -> Iterator[psutil.Process]:
+    """Have a daemon; end it by SIGTERM."""
+    done = start_daemon(directory, postgres, *flags, **settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    process = psutil.Process(int((directory / "pid").read_text()))
+    try:
+        yield process
+    finally:
+        process.terminate()
+        eventually(lambda: not process.is_running())
+
+
+def test_a_daemon_serves_once_the_command_returns(postgres: EmbeddedPostgres, everybodys: Path) -> None:
+    port, metrics_port = two_free_ports()
+    with daemon(everybodys, postgres, listen_port=port, metrics_port=metrics_port) as process:
+        with Wire("127.0.0.1", port).login("postgres", "postgres") as client:
+            assert client.value("SELECT 'served'") == "served"
+        assert process.terminal() is None
+        assert os.getsid(process.pid) not in (process.pid, os.getsid(0)), "it could get a terminal"
+        assert {Path(f"/proc/{process.pid}/fd/{fd}").readlink() for fd in (0, 1, 2)} == {Path(os.devnull)}
+        assert "event=listening" in (everybodys / "log").read_text()
+    assert not (everybodys / "pid").exists()
+
+
+def test_a_daemon_that_cannot_start_says_why(postgres: EmbeddedPostgres, everybodys: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = start_daemon(everybodys, postgres, listen_port=port, metrics_port=0)
+    assert done.returncode == 1
+    assert done.stderr == f"pgfunnel: can't listen on 127.0.0.1 port {port}: Address already in use\n"
+    assert "event=start_failed" in (everybodys / "log").read_text()
+    assert not (everybodys / "pid").exists()
+
+
+@needs_root
+@pytest.mark.parametrize("how", ["setting", "option"])
+def test_root_becomes_the_user_for_good(postgres: EmbeddedPostgres, everybodys: Path, how: str) -> None:
+    port, metrics_port = two_free_ports()
+    nobody = pwd.getpwnam("nobody")
+    flags, setting = (("-u", "nobody"), "") if how == "option" else ((), "nobody")
+    with daemon(everybodys, postgres, *flags, listen_port=port, metrics_port=metrics_port, user=setting) as process:
+        assert set(process.uids()) == {nobody.pw_uid}
+        assert set(process.gids()) == {nobody.pw_gid}
+        assert "Groups:\t65534 \n" in Path(f"/proc/{process.pid}/status").read_text()
+        for name in ("log", "pid"):
+            assert (everybodys / name).owner() == "nobody"
+        (everybodys / "log").rename(everybodys / "log.1")
+        process.send_signal(signal.SIGHUP)
+        eventually((everybodys / "log").exists)
+        with Wire("127.0.0.1", port).login("postgres", "postgres") as client:
+            assert client.value("SELECT 'served'") == "served"
+
+
+@needs_root
+def test_what_the_user_cannot_read_again_is_told(postgres: EmbeddedPostgres, everybodys: Path) -> None:
+    secret = everybodys / "userlist.txt"
+    secret.write_text('"alice" "secret"\n')
+    secret.chmod(0o600)
+    ports = {"listen_port": two_free_ports()[0], "metrics_port": 0}
+    with daemon(everybodys, postgres, user="nobody", auth_file=secret, **ports):
+        assert f"event=file_not_readable file={secret} user=nobody" in (everybodys / "log").read_text()
+
+
+@needs_root
+def test_root_is_told_that_it_needs_no_privileges(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
+    pgfunnel(postgres.url()).wait_for_log("event=running_as_root")
+
+
+@pytest.mark.parametrize(
+    ("user", "why"), [("nobody-has-it", "there is no system user"), ("daemon", "only root can become 'daemon'")]
+)
+def test_a_user_that_it_cannot_become_is_told(postgres: EmbeddedPostgres, user: str, why: str) -> None:
+    pooler = Pgfunnel(postgres.url(), user=user)
+    if os.getuid() == 0 and user == "daemon":
+        # Python itself may be where only root can read; so root goes without its right to become another.
+        pooler.command = ("setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-setuid,-setgid", *pooler.command)
+    assert pooler.refuses_to_start() == 1
+    pooler.wait_for_log(f"user: {why}")
+
+
+# --- a service
+
+
+@pytest.fixture
+def manager() -> Iterator[tuple[str, socket.socket]]:
+    """Be a service manager: where it is to be told, and how it is."""
+    with tempfile.TemporaryDirectory(prefix="pgf-") as name:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with sock:
+            sock.settimeout(20)
+            sock.bind(f"{name}/notify")
+            yield f"{name}/notify", sock
+
+
+def test_the_service_manager_is_told_how_it_goes(
+    postgres: EmbeddedPostgres,
+    pgfunnel: StartPgfunnel,
+    manager: tuple[str, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address, sock = manager
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    pooler = pgfunnel(postgres.url())
+    ready = f"READY=1\nMAINPID={pooler.process.pid}"
+    assert sock.recv(4096).decode() == ready
+    pooler.signal(signal.SIGHUP)
+    assert sock.recv(4096).decode().startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert sock.recv(4096).decode() == ready
+    pooler.signal(signal.SIGTERM)
+    assert sock.recv(4096) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "/nowhere/at/all", "@nobody-listens-there"])
+def test_no_service_manager_is_no_trouble(address: str) -> None:
+    ServiceManager({"NOTIFY_SOCKET": address}).ready()
+
+
+def test_an_abstract_address_is_one_too() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0pgfunnel-test-notify")
+        ServiceManager({"NOTIFY_SOCKET": "@pgfunnel-test-notify"}).stopping()
+        assert sock.recv(100) == b"STOPPING=1"
