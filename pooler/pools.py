@@ -360,8 +360,11 @@ class Pools:
         except (ConnectFailedError, SourceFailedError, LoginRefusedError):
             return  # the next login of the pool finds out, and tells
 
-    async def prove(self, user: str, database: str, password: Password) -> Login:
-        """Log in with what a client has brought. Raises LoginRefusedError or ConnectFailedError."""
+    async def prove(self, user: str, database: str, password: Password, *, physical: bool = False) -> Login:
+        """Log in with what a client has brought. Raises LoginRefusedError or ConnectFailedError.
+
+        With `physical` for physical replication: not at a database, of which there may be none of that name.
+        """
         somewhere = self._somewhere() if database in CONSOLE else None
         if somewhere is not None:
             database = somewhere.terms.database  # the console is nowhere at Postgres, and any database will do
@@ -370,7 +373,9 @@ class Pools:
             raise LoginRefusedError(ErrorFields("FATAL", "3D000", f'no such database: "{database}"'))
         terms = replace(terms, endpoint=replace(terms.endpoint, user=user))
         try:
-            login = await self.logins.make_ready(terms, await self.logins.log_in_with(terms, password))
+            login = await self.logins.log_in_with(terms, password, {"replication": "true"} if physical else {})
+            if not physical:
+                login = await self.logins.make_ready(terms, login)
         except ConnectFailedError as failure:
             self.openings.upstream.failed(self._now(), str(failure))
             raise

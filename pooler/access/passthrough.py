@@ -15,14 +15,15 @@ from typing import Final, NamedTuple, Protocol
 
 from pooler.access.candidate import Candidate, Judge
 from pooler.access.proofs import password_in
-from pooler.connect import Login, LoginRefusedError
+from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.brought import MOST_EACH, MOST_PAIRS, Brought
 from pooler.credentials.credential import Credential, Password
 from pooler.dial import ConnectFailedError
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
-from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE
+from protocol.messages import AUTHENTICATION_CLEARTEXT
 from protocol.scram import AuthenticationFailedError, is_md5_secret
+from protocol.startup import Replication
 
 MOST_PROOFS: Final = 8
 """Logins at Postgres under way at once; whoever brings another password waits for a turn."""
@@ -49,8 +50,11 @@ _NOTHING_PROVEN: Final = Ending(
 class Upstream(Protocol):
     """Postgres, and the pools of connections to it."""
 
-    async def prove(self, user: str, database: str, password: Password) -> Login:
-        """Log in. Raises LoginRefusedError, or ConnectFailedError where it may work later."""
+    async def prove(self, user: str, database: str, password: Password, *, physical: bool = False) -> Login:
+        """Log in. Raises LoginRefusedError, or ConnectFailedError where it may work later.
+
+        With `physical` for physical replication, which needs no database of that name.
+        """
 
     def adopt(self, user: str, database: str, login: Login) -> None:
         """Put the connection into its pool, if there is room; else close it."""
@@ -71,10 +75,11 @@ class _Memory(NamedTuple):
 class _Attempt:
     """A login at Postgres under way, and those whom it is for: all have brought the same password."""
 
-    def __init__(self, user: str, database: str, password: Password) -> None:
+    def __init__(self, user: str, database: str, password: Password, *, physical: bool) -> None:
         self.user = user
         self.database = database
         self.password = password
+        self.physical = physical
         self.applicants: list[tuple[Judge, Candidate]] = []
         self.failures = 0
         self.task: asyncio.Task[None] | None = None
@@ -137,11 +142,13 @@ class Passthrough:
             self._outcomes["remembered"] += 1
             judge.accept(candidate)
             return
-        mark = self._mark(b"\0".join(name.encode("utf-8", "surrogateescape") for name in (user, database, text)))
+        physical = candidate.startup.replication is Replication.PHYSICAL
+        names = (user, database, text, "physical" if physical else "")
+        mark = self._mark(b"\0".join(name.encode("utf-8", "surrogateescape") for name in names))
         attempt = self._attempts.get(mark)
         if attempt is None:
             self._sweep_attempts()
-            attempt = self._attempts[mark] = _Attempt(user, database, Password(text))
+            attempt = self._attempts[mark] = _Attempt(user, database, Password(text), physical=physical)
             attempt.task = asyncio.get_running_loop().create_task(self._prove(mark, attempt))
         attempt.applicants.append((judge, candidate))
 
@@ -165,7 +172,9 @@ class Passthrough:
     async def _try(self, mark: bytes, attempt: _Attempt) -> bool:
         """Log in once; False if it may work later."""
         try:
-            login = await self._upstream.prove(attempt.user, attempt.database, attempt.password)
+            login = await self._upstream.prove(
+                attempt.user, attempt.database, attempt.password, physical=attempt.physical
+            )
         except ConnectFailedError as failure:
             attempt.failures += 1
             if not self._failing:
@@ -185,12 +194,14 @@ class Passthrough:
 
     def _accept(self, attempt: _Attempt, login: Login) -> None:
         if login.proof is None:
-            login.transport.write(TERMINATE)
-            login.transport.close()
+            leave(login)
             self._refuse(attempt, _NOTHING_PROVEN)
             return
         self._remember(attempt.user, attempt.database, attempt.password.text, login.proof)
-        self._upstream.adopt(attempt.user, attempt.database, login)
+        if attempt.physical:
+            leave(login)
+        else:
+            self._upstream.adopt(attempt.user, attempt.database, login)
         for judge, candidate in attempt.applicants:
             if not candidate.ended:
                 self._outcomes["proven"] += 1

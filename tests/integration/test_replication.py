@@ -164,6 +164,21 @@ def test_passwords_are_asked_for_on_both_sides(primary: EmbeddedPostgres, pgfunn
         wire.login("scram", "postgres", "wrong", **PHYSICAL)
 
 
+def test_passthrough_asks_for_replication_where_there_is_no_such_database(
+    primary: EmbeddedPostgres, pgfunnel: StartPgfunnel
+) -> None:
+    pooler = pgfunnel(f"postgresql://{primary.host}:{primary.port}", auth_type="passthrough")
+    for password, is_in in ((PASSWORD, True), ("wrong", False), (PASSWORD, True)):
+        with pooler.connect() as wire:
+            wire.send(startup({"user": "scram", "database": "replication", **PHYSICAL}))
+            if is_in:
+                wire.authenticate("scram", password)
+                assert len(wire.rows("IDENTIFY_SYSTEM")) == 1
+            else:
+                with pytest.raises(ServerError, match="28P01"):
+                    wire.authenticate("scram", password)
+
+
 def test_who_may_not_replicate_is_told_so_in_postgres_words(primary: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
     pooler = pgfunnel(primary.url(), userlist={"ordinary": ""})
     with pooler.connect() as wire:

@@ -40,7 +40,7 @@ class ScriptedPostgres:
         self.adopted: list[Login] = []
         self.transport = MockTransport()
 
-    async def prove(self, user: str, database: str, password: Password) -> Login:
+    async def prove(self, user: str, database: str, password: Password, *, physical: bool = False) -> Login:
         self.asked.append(password.text)
         await self.answers.wait()
         if self.failure is not None:
