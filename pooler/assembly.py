@@ -174,7 +174,6 @@ class Parts:
             self.log,
             self.library,
             self.ledger,
-            self.slow,
             self.now,
         )
 
@@ -303,6 +302,7 @@ class Parts:
             session_mode=mode == "session",
             statement_mode=mode == "statement",
             max_packet_size=settings.max_packet_size,
+            slow=self.slow,
         )
 
     def _client_duties(self, mode: str) -> ClientDuties:
@@ -312,6 +312,7 @@ class Parts:
             self.now,
             self.current.settings.max_packet_size,
             None if mode == "session" else self.library,
+            self.slow,
         )
 
     def _count_places(self, settings: Settings) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 from pooler.hold import AHEAD, ASKING, BLOCKED, DRESSING, PARTING, RESETTING, STALLED, WAITING
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
+from pooler.slow import Slow
 from pooler.statistics import IDLING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
@@ -42,6 +43,7 @@ class ClientDuties(NamedTuple):
     max_packet_size: int
     library: Library | None
     """The statements of all clients; None in session mode, where session state is the client's own affair."""
+    slow: Slow
 
 
 @final
@@ -112,7 +114,7 @@ class ClientSession(asyncio.Protocol):
 
     # --- hot path
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: C901, PLR0912 - flat for speed
         """Send a chunk of requests on, to the server linked or one that is free; else wait for one."""
         if self.pending:
             if self.leaving:
@@ -228,8 +230,9 @@ class ClientSession(asyncio.Protocol):
         now = pool.clock()
         waited = now - self.waiting_since
         pool.stats.waits.note(waited)
-        if waited >= pool.slow.wait:
-            pool.slow.waited(pool, self, waited, len(pool.waiters))
+        slow = self._duties.slow
+        if waited >= slow.wait:
+            slow.waited(pool, self, waited, len(pool.waiters))
         self.waiting = False
         data = self.pending
         self._link(server, data, now)

@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar, final
 
 from pooler.reasons import Ending
-from pooler.slow import Slow
 from pooler.statistics import Statistics, Work
 
 
@@ -127,7 +126,6 @@ class Pool(Generic[S]):
         "retry_at",
         "servers",
         "size",
-        "slow",
         "stale",
         "stats",
         "take",
@@ -153,11 +151,9 @@ class Pool(Generic[S]):
         mode: str = "transaction",
         caps: tuple[Cap[S], ...] = (),
         clock: Callable[[], float] = monotonic,
-        slow: Slow | None = None,
     ) -> None:
         """`open_server` begins to open a connection and returns; opened() or open_failed() tell how it went."""
         self.clock = clock
-        self.slow = slow or Slow()
         self.user = user
         self.database = database
         self._open = open_server

@@ -34,6 +34,7 @@ from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Moment
+from pooler.slow import Slow
 from pooler.statistics import IDLING, RESTING, Work
 from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
@@ -95,6 +96,7 @@ class ServerDuties(NamedTuple):
     session_mode: bool
     statement_mode: bool
     max_packet_size: int
+    slow: Slow
 
 
 @final
@@ -103,6 +105,7 @@ class ServerSession(asyncio.Protocol):
 
     __slots__ = (
         "_duties",
+        "_slow",
         "_undressed",
         "_way",
         "asked",
@@ -148,6 +151,7 @@ class ServerSession(asyncio.Protocol):
         self.key = key
         self.peer = peer
         self._duties = duties
+        self._slow = duties.slow
         self.exchange = Exchange(duties.max_packet_size)
         self.client: Borrower | None = None
         self.hold = _standing(duties)
@@ -224,7 +228,7 @@ class ServerSession(asyncio.Protocol):
             pool = self.pool
             now = pool.clock()
             took = now - self.since
-            if self.asked or took >= pool.slow.least:
+            if self.asked or took >= self._slow.least:
                 self._look_back(client, now)
                 pool.stats.links += 1
             else:
@@ -286,16 +290,16 @@ class ServerSession(asyncio.Protocol):
         pool = self.pool
         took = pool.clock() - (self.asked or self.since)
         pool.stats.inner.append(took)
-        if took >= pool.slow.query:
-            pool.slow.queried(pool, client, self.request, took)
+        if took >= self._slow.query:
+            self._slow.queried(pool, client, self.request, took)
         self.asked = RESTING
 
     def _query_over(self, client: Borrower, now: float) -> None:
         pool = self.pool
         took = now - (self.asked or self.since)
         pool.stats.inner.append(took)
-        if took >= pool.slow.query:
-            pool.slow.queried(pool, client, self.request, took)
+        if took >= self._slow.query:
+            self._slow.queried(pool, client, self.request, took)
 
     def _look_back(self, client: Borrower, now: float) -> None:
         """A transaction is over, and maybe its last query with it."""
@@ -305,8 +309,8 @@ class ServerSession(asyncio.Protocol):
         pool = self.pool
         took = now - self.since
         pool.stats.note_transaction(took)
-        if took >= pool.slow.transaction:
-            pool.slow.transacted(pool, client, self.request, took)
+        if took >= self._slow.transaction:
+            self._slow.transacted(pool, client, self.request, took)
 
     def _count_lost(self) -> None:
         """What is under way for a client counts, though it will not be answered."""

@@ -18,6 +18,7 @@ from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import Policy
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Sharing
+from pooler.slow import Slow
 from protocol.parameters import Profiles
 from protocol.startup import Startup
 from protocol.statements import Library
@@ -118,6 +119,7 @@ class House:
 
     def __post_init__(self) -> None:
         self._ids = count(1)
+        self.slow = Slow()
         self.pool: Pool[ServerSession] = Pool(
             "alice", "shop", self._open, size=self.size, concurrency=100, clock=self.now
         )
@@ -132,6 +134,7 @@ class House:
             session_mode=self.session_mode,
             statement_mode=self.statement_mode,
             max_packet_size=2**31 - 1,
+            slow=self.slow,
         )
         self.sharing = new_sharing(
             self.now,
@@ -143,7 +146,7 @@ class House:
         )
         self.library = self.sharing.library
         library = self.library if self.watched else None
-        self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET, library)
+        self.client_duties = ClientDuties(self._client_ended, self._linger, self.now, MAX_PACKET, library, self.slow)
 
     def now(self) -> float:
         return self.time

@@ -21,7 +21,6 @@ from pooler.pools import Pools
 from pooler.resolver import Resolver
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
-from pooler.slow import Slow
 from pooler.tally import Tally
 from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE, ErrorFields, fatal
 from tests.pooler.house import House, query, wire
@@ -49,7 +48,6 @@ def pools_with(vault: Vault, port: int = 5432, limit: int = 0) -> Pools:
         log,
         house.library,
         Ledger(house.now, log),
-        Slow(log),
         house.now,
     )
 

@@ -9,6 +9,7 @@ from struct import pack
 from pooler.client import ClientDuties, ClientSession
 from pooler.hold import PINNED
 from pooler.server import ServerSession
+from pooler.slow import Slow
 from protocol.frontend import first_unit
 from protocol.parameters import Profile
 from tests.pooler.house import new_sharing
@@ -63,7 +64,7 @@ class WatchedWorld(World):
             statement_memory=rng.choice((1 << 20, 20_000)),
         )
         library = self.sharing.library
-        self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30, library)
+        self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30, library, Slow())
         self.server_duties = self.server_duties._replace(session_mode=False, statement_mode=False, reset_query="")
         self.direct: dict[ClientSession, SessionModel] = {}
         """What each client would see on a connection of its own."""

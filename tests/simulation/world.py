@@ -18,6 +18,7 @@ from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import Borrower, ServerDuties, ServerSession
 from pooler.session_state.session import SessionState
+from pooler.slow import Slow
 from protocol.messages import READY_IDLE, ErrorFields, error_response
 from protocol.parameters import Profile
 from tests.pooler.house import LOGIN, new_sharing
@@ -99,8 +100,9 @@ class World:
             session_mode=session_mode,
             statement_mode=rng.randrange(10) == 0,
             max_packet_size=1 << 30,
+            slow=Slow(),
         )
-        self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30, None)
+        self.client_duties = ClientDuties(self._client_ended, self._linger, lambda: self.time, 1 << 30, None, Slow())
         self.sharing = new_sharing(lambda: self.time)
         self.size = 1 + rng.randrange(4)
         self.pool: Pool[ServerSession] = Pool(
