@@ -31,7 +31,6 @@ from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import policy_for, tracked_names
 from pooler.session_state.sharing import Sharing
 from pooler.shares import Shares
-from pooler.slow import Slow
 from pooler.tally import Tally
 from protocol.messages import ErrorFields
 from protocol.parameters import Profiles
@@ -54,7 +53,6 @@ class Pools:
         log: Log,
         library: Library,
         ledger: Ledger,
-        slow: Slow,
         now: Callable[[], float],
     ) -> None:
         self._current = current
@@ -66,7 +64,6 @@ class Pools:
         self._log = log
         self._library = library
         self._ledger = ledger
-        self._slow = slow
         self._now = now
         self._profiles = Profiles()
         self.watchers: set[Callable[[], None]] = set()
@@ -141,7 +138,6 @@ class Pools:
             mode=terms.pool_mode,
             caps=(state.cap, user_cap),
             clock=self._now,
-            slow=self._slow,
         )
         self._pools[terms.user, terms.database] = pool
         self._places[pool] = Place(terms, self._new_sharing(terms))
