@@ -101,7 +101,7 @@ class Openings:
         if self.closed:
             pool.open_failed(float("inf"), self._now())
             return
-        self.begin(self._attempt(pool))
+        self.begin(self._attempt(pool, pool.era))
 
     def begin(self, attempt: Coroutine[None, None, None]) -> None:
         """Have something done that is given up at the end."""
@@ -109,8 +109,8 @@ class Openings:
         self._attempts.add(task)
         task.add_done_callback(self._attempts.discard)
 
-    async def _attempt(self, pool: ServerPool) -> None:
-        era = pool.era
+    async def _attempt(self, pool: ServerPool, era: int) -> None:
+        """`era` is the pool's when it was decided: it may change before this begins to run."""
         began = self._now()
         try:
             place = self._book.place_of(pool)
