@@ -1,0 +1,174 @@
+"""A primary and its standby: who gets which, and what happens when they change places. And names that move."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pooler.demo.postgres import EmbeddedPostgres
+from tests.conftest import VERSIONS, StartPgfunnel
+from tests.support.dns import DnsServer
+from tests.support.pgfunnel import Pgfunnel, eventually
+from tests.support.scripted_server import Conversation, ScriptedServer
+from tests.support.standby import StandbyPostgres
+from tests.support.wire import query
+
+EVERYBODY = {"postgres": ""}
+HBA = ("host replication all 127.0.0.1/32 trust", "host all all 127.0.0.1/32 trust")
+IN_RECOVERY = "SELECT pg_is_in_recovery()"
+
+
+@pytest.fixture(scope="module", params=[VERSIONS[-1]])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[EmbeddedPostgres, StandbyPostgres]]:
+    """Start a primary, and a standby."""
+    settings = {"max_connections": "20", "hot_standby_feedback": "on"}
+    with EmbeddedPostgres(request.param, settings=settings, hba=HBA) as primary, StandbyPostgres(primary) as standby:
+        yield primary, standby
+
+
+def entry(*servers: EmbeddedPostgres, **keys: str) -> str:
+    hosts = ",".join(f"{server.host}:{server.port}" for server in servers)
+    lines = "".join(f'\n{key} = "{value}"' for key, value in keys.items())
+    return f'[databases.postgres]\nhost = "{hosts}"{lines}\n'
+
+
+def hosts_of(pooler: Pgfunnel, count: int) -> list[bool]:
+    """Let as many clients have a server at the same time, and return whether each is a standby."""
+    with ExitStack() as open_:
+        clients = [open_.enter_context(psycopg.connect(pooler.url())) for _ in range(count)]
+        rows = [client.execute(IN_RECOVERY).fetchone() for client in clients]
+    return [row is not None and row[0] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "standbys"),
+    [
+        ("any", [False, True, False, True]),
+        ("read-write", [False] * 4),
+        ("primary", [False] * 4),
+        ("read-only", [True] * 4),
+        ("standby", [True] * 4),
+        ("prefer-standby", [True] * 4),
+    ],
+)
+def test_clients_get_the_hosts_that_they_want(
+    pair: tuple[EmbeddedPostgres, StandbyPostgres], pgfunnel: StartPgfunnel, attrs: str, standbys: list[bool]
+) -> None:
+    pooler = pgfunnel(toml=entry(*pair, target_session_attrs=attrs), userlist=EVERYBODY)
+    assert sorted(hosts_of(pooler, 4)) == sorted(standbys)
+
+
+def test_the_url_may_name_them_as_for_libpq(
+    pair: tuple[EmbeddedPostgres, StandbyPostgres], pgfunnel: StartPgfunnel
+) -> None:
+    primary, standby = pair
+    hosts = f"{standby.host}:{standby.port},{primary.host}:{primary.port}"
+    for options, expected in (("", True), ("?target_session_attrs=read-write", False)):
+        pooler = pgfunnel(f"postgresql://postgres@{hosts}/postgres{options}")
+        assert hosts_of(pooler, 3) == [expected] * 3
+
+
+def test_a_cancel_goes_to_the_host_on_which_the_query_runs(
+    pair: tuple[EmbeddedPostgres, StandbyPostgres], pgfunnel: StartPgfunnel
+) -> None:
+    pooler = pgfunnel(toml=entry(*pair), userlist=EVERYBODY)
+    with ExitStack() as open_:
+        clients = [open_.enter_context(psycopg.connect(pooler.url(), autocommit=True)) for _ in range(2)]
+        for client in clients:
+            client.execute(IN_RECOVERY)
+        for client in clients:
+            threading.Timer(0.2, client.cancel).start()
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                client.execute("SELECT pg_sleep(20)")
+
+
+def test_the_console_and_the_log_name_the_host(
+    pair: tuple[EmbeddedPostgres, StandbyPostgres], pgfunnel: StartPgfunnel
+) -> None:
+    _, standby = pair
+    pooler = pgfunnel(toml=entry(*pair, target_session_attrs="standby"), userlist=EVERYBODY)
+    assert hosts_of(pooler, 1) == [True]
+    pooler.wait_for_log(rf"event=server_login .*host=127\.0\.0\.1 port={standby.port}")
+
+
+def test_clients_wait_through_a_failover_and_go_on_with_the_new_primary(pgfunnel: StartPgfunnel) -> None:
+    settings = {"max_connections": "20"}
+    with EmbeddedPostgres(VERSIONS[-1], settings=settings, hba=HBA) as old, StandbyPostgres(old) as new:
+        old.psql("CREATE TABLE kept (value int)")
+        pooler = pgfunnel(
+            toml=entry(old, new, target_session_attrs="read-write"), userlist=EVERYBODY, server_login_retry=0.2
+        )
+        with pooler.login() as client, pooler.login() as waiting:
+            client.query("INSERT INTO kept VALUES (1)")
+            eventually(lambda: new.psql("SELECT count(*) FROM kept") == "1")
+            old.stop("fast")
+            waiting.send(query("INSERT INTO kept VALUES (2)"))
+            pooler.wait_for_log("event=server_connect_failed .*is read-only, and target_session_attrs is read-write")
+            new.promote()
+            assert waiting.read_until()[-1].kind == "Z"
+            client.query("INSERT INTO kept VALUES (3)")
+        assert new.psql("SELECT count(*) FROM kept") == "3"
+
+
+def test_connections_to_a_standby_that_is_promoted_are_not_kept_where_standbys_are_wanted(
+    pgfunnel: StartPgfunnel,
+) -> None:
+    with EmbeddedPostgres(VERSIONS[-1], hba=HBA) as primary, StandbyPostgres(primary) as standby:
+        pooler = pgfunnel(toml=entry(standby, target_session_attrs="standby"), userlist=EVERYBODY)
+        with pooler.login() as client:
+            client.query("SELECT 1")
+            standby.promote()
+            client.query("SELECT 1")  # with whose answer Postgres tells
+            pooler.wait_for_log("event=server_closed .*reason=target_session_attrs")
+
+
+# --- names
+
+
+def answer(peer: Conversation) -> None:
+    peer.accept_login()
+    peer.serve()
+
+
+@pytest.fixture
+def moving() -> Iterator[tuple[DnsServer, int]]:
+    """Serve the name db.test at 127.0.0.1, and something at 127.0.0.2, on the same port."""
+    with (
+        ScriptedServer(answer) as here,
+        ScriptedServer(answer, host="127.0.0.2", port=here.port),
+        DnsServer(db_test=["127.0.0.1"]) as dns,
+    ):
+        yield dns, here.port
+
+
+def start(pgfunnel: StartPgfunnel, moving: tuple[DnsServer, int], tmp_path: Path) -> Pgfunnel:
+    dns, port = moving
+    resolv_conf = str(dns.resolv_conf(tmp_path))
+    return pgfunnel(f"postgresql://postgres@db.test:{port}/postgres", resolv_conf=resolv_conf, dns_max_ttl=1)
+
+
+def test_idle_connections_to_an_address_that_a_name_has_lost_are_closed(
+    pgfunnel: StartPgfunnel, moving: tuple[DnsServer, int], tmp_path: Path
+) -> None:
+    pooler = start(pgfunnel, moving, tmp_path)
+    with pooler.login() as client:
+        client.query("SELECT 1")
+        moving[0].names["db.test"] = ["127.0.0.2"]
+        pooler.wait_for_log("event=server_closed .*reason=address_gone")
+        pooler.wait_for_log(r"event=dns_changed host=db\.test addresses=127\.0\.0\.2 lost=127\.0\.0\.1")
+        client.query("SELECT 1")  # from the new one
+
+
+def test_old_addresses_serve_while_the_dns_does_not(
+    pgfunnel: StartPgfunnel, moving: tuple[DnsServer, int], tmp_path: Path
+) -> None:
+    pooler = start(pgfunnel, moving, tmp_path)
+    with pooler.login() as client:
+        client.query("SELECT 1")
+        moving[0].broken = True
+        pooler.wait_for_log(r"event=dns_failed host=db\.test .*still_used=127\.0\.0\.1")
+        client.query("SELECT 1")
+    assert not any("address_gone" in line for line in pooler.log)
