@@ -37,7 +37,8 @@ from pooler.janitor import Janitor, Premises
 from pooler.keeper import Keeper
 from pooler.lobby import Departures, Lobby
 from pooler.log import Log
-from pooler.login import ClientLogin, LoginDuties, TlsOffer
+from pooler.login import ClientLogin
+from pooler.login_duties import LoginDuties, TlsOffer
 from pooler.metrics import Figures
 from pooler.opening import ServerPool
 from pooler.peers import Peers, as_given_out

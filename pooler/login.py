@@ -5,27 +5,24 @@ Costs little for whoever has not proven anything: a bounded buffer, no task, no 
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, cast
 
 from pooler.access.candidate import Proof
-from pooler.access.gate import Gate
 from pooler.application_name import origin_of, with_host
-from pooler.client import ClientDuties, Clients, ClientSession
-from pooler.current import Current
+from pooler.client import ClientSession
 from pooler.databases import CONSOLE
 from pooler.extended_only import ExtendedOnly
-from pooler.fitting import Fittings, Parameters, passed_on, wanted
+from pooler.fitting import Parameters, passed_on, wanted
+from pooler.login_duties import LoginDuties
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
-from pooler.replication import Passage, Passages
+from pooler.replication import Passage
 from pooler.server import ServerSession
 from pooler.session_state.session import APPLICATION_NAME
 from pooler.session_state.sharing import Fitted
 from pooler.tls.connection import TlsConnection, explain
 from pooler.tls.contexts import ALPN
-from pooler.tls.handshakes import Handshakes, cause_of
-from pooler.tls.watched import WatchedContext
+from pooler.tls.handshakes import cause_of
 from protocol.errors import ClientViolation, ProtocolViolation
 from protocol.kinds import LONG_KEYS_MINOR, PASSWORD, TERMINATE
 from protocol.messages import (
@@ -37,7 +34,7 @@ from protocol.messages import (
     negotiate_protocol_version,
     notice,
 )
-from protocol.startup import Cancel, Encryption, FirstPacket, Replication, Startup, StartupMemory
+from protocol.startup import Cancel, Encryption, FirstPacket, Replication, Startup
 
 MAX_PASSWORD_SIZE: Final = 10_000
 """Bytes of a password message; the tokens that some clouds use as passwords take up to 2,000."""
@@ -63,64 +60,6 @@ _NO_SIMPLE_QUERIES: Final = Ending(
     "0A000",
     "replication takes simple queries, and these are not allowed (disable_pqexec)",
 )
-
-
-class TlsOffer(NamedTuple):
-    """TLS, as clients may have it or have to."""
-
-    identity: WatchedContext
-    handshakes: Handshakes
-    required: bool
-
-
-class Reception(Protocol):
-    """Where those go who want the console."""
-
-    welcome: bytes
-    """The ParameterStatus messages for them."""
-
-    def knows(self, login: "ClientLogin") -> bool:
-        """Tell whether it need not prove who it is."""
-
-    def receive(self, login: "ClientLogin", key: bytes) -> asyncio.Protocol | Ending:
-        """Make a session of one that has proven it, or say why it may not have any. `key` is its cancel key."""
-
-
-class LoginDuties(NamedTuple):
-    """What logins need of the rest of the pooler; one for all of them."""
-
-    arrived: "Callable[[ClientLogin], None]"
-    """A connection has been accepted."""
-    identified: "Callable[[ClientLogin], None]"
-    """It has said who it is: go_on() is called once there is a place for it."""
-    left: "Callable[[ClientLogin, Ending | None], None]"
-    """It has become a session (None), or has ended: forget it, log and count."""
-    joined: "Callable[[ClientSession, ClientLogin], None]"
-    """Log and count."""
-    passed_on: "Callable[[Passage, ClientLogin], None]"
-    """The same for who replicates."""
-    cancel: Callable[[bytes, Callable[[], None]], None]
-    """Cancel what the client with this cancel key is doing, and call back."""
-    new_key: Callable[[int, int], bytes]
-    """Make a cancel key for a client's id, with a secret of so many bytes."""
-    pool_of: "Callable[[str, str], Pool[ServerSession] | Ending]"
-    """The pool of a user and a database, or why there is none."""
-    fittings: Fittings
-    passages: Passages
-    current: Current
-    linger: Callable[[asyncio.Transport], None]
-    turn_away: Callable[[asyncio.Transport, bytes], None]
-    """Tell those whose login has failed so, when they have waited for it."""
-    now: Callable[[], float]
-    next_id: Callable[[], int]
-    gate: Gate
-    startups: StartupMemory
-    clients: Clients
-    client_duties: Mapping[str, ClientDuties]
-    """What sessions have to do, by the mode of their pool."""
-    reception: Reception
-    tls: TlsOffer | None = None
-    """None: there is no TLS here."""
 
 
 # The stages of a login: what the client's next bytes are for. Plain ints, as an Enum's members cost a call each time.

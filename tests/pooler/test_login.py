@@ -18,7 +18,8 @@ from pooler.cancel import Canceller
 from pooler.client import ClientSession
 from pooler.fitting import Fittings
 from pooler.lobby import Lobby
-from pooler.login import MAX_EARLY_SIZE, MAX_PASSWORD_SIZE, ClientLogin, LoginDuties
+from pooler.login import MAX_EARLY_SIZE, MAX_PASSWORD_SIZE, ClientLogin
+from pooler.login_duties import LoginDuties
 from pooler.reasons import Ending, Reason
 from protocol.messages import TERMINATE, cancel_request
 from protocol.startup import Startup, StartupMemory
