@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,10 +23,12 @@ SECRETS = {"alice": "alice's", "bob": "bob's", "md5": "md5's"}
 @pytest.fixture(scope="module")
 def guarded(postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
     """Start one that asks everybody for a password, and holds two clients."""
-    settings = {"auth_type": "scram-sha-256", "admin_users": "alice", "stats_users": "bob", "max_client_conn": 2}
+    settings: dict[str, Any] = {"admin_users": "alice", "stats_users": "bob", "max_client_conn": 2}
     with (
         tempfile.TemporaryDirectory(prefix="pgfunnel-test-") as directory,
-        Pgfunnel(postgres.url(), userlist=SECRETS, unix_socket_dir=directory, **settings) as guarded,
+        Pgfunnel(
+            postgres.url(), auth_type="scram-sha-256", userlist=SECRETS, unix_socket_dir=directory, **settings
+        ) as guarded,
     ):
         yield guarded
 
