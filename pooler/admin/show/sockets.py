@@ -161,8 +161,13 @@ def _asked_at(office: Office, client: ClientSession) -> float:
     if client.waiting:
         return client.waiting_since
     if client.server is not None:
-        return client.server.asked or client.server.since or office.now()
+        return _began(office, client.server)
     return client.idle_since or office.now()
+
+
+def _began(office: Office, server: ServerSession) -> float:
+    """Return when the query began that a server runs; between queries, its transaction."""
+    return server.asked if server.asked > 0 else server.since or office.now()
 
 
 def client_state(client: ClientSession) -> str:
@@ -267,7 +272,7 @@ def _server(office: Office, server: ServerSession, stale: frozenset[ServerSessio
         state,
         *_ends(server.transport, office),
         _time(office, server.connected_at),
-        _time(office, server.asked or server.since or office.now()),
+        _time(office, _began(office, server)),
         0,
         0,
         int(server.retired),
