@@ -68,7 +68,9 @@ class Logging(BaseModel):
         "setting, nor the next two.",
     )
     log_slow_transaction: Seconds = Field(
-        default=0.0, description="Log transactions that take longer than this, without their texts; 0 for none."
+        default=0.0,
+        description="Log transactions that take longer than this, with the last query's text without constants; "
+        "0 for none.",
     )
     log_slow_query: Seconds = Field(
         default=0.0,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -24,6 +24,8 @@ from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import WatchedContext
 from protocol.statements import Library
+
+_HOST: Final = ("host", "port")
 
 
 class Figures(NamedTuple):
@@ -55,6 +57,7 @@ class PoolerCollector(Collector):
         """See Collector."""
         yield InfoMetricFamily("pgfunnel", "The version that runs", {"version": __version__})
         yield from self._clients()
+        yield from self._servers()
         yield from self._totals()
         yield from state_metrics(self._figures.ledger, self._figures.library, self._pairs.of)
 
@@ -80,6 +83,18 @@ class PoolerCollector(Collector):
         lobby.add_metric(["place"], len(figures.lobby.queue))
         lobby.add_metric(["proof"], len(figures.lobby.proving))
         yield lobby
+
+    def _servers(self) -> Iterator[Metric]:
+        most = GaugeMetricFamily(
+            "pgfunnel_postgres_max_connections", "What Postgres allows, where a share of it is set", labels=_HOST
+        )
+        available = GaugeMetricFamily(
+            "pgfunnel_postgres_available_connections", "The same without those that it reserves", labels=_HOST
+        )
+        for capacity in self._figures.pools.shares.capacities():
+            most.add_metric((capacity.host, str(capacity.port)), capacity.max_connections)
+            available.add_metric((capacity.host, str(capacity.port)), capacity.available)
+        yield from (most, available)
 
     def _totals(self) -> Iterator[Metric]:
         tally = self._figures.tally

@@ -184,6 +184,7 @@ def experienced(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, certificate
     pooler = pgfunnel(
         postgres.url(),
         server_lifetime=0,
+        default_pool_size="50%",
         session_state="temporary=reject",
         pin_audit=1,
         client_tls_sslmode="prefer",
