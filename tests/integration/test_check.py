@@ -1,0 +1,149 @@
+"""`pgfunnel check`: what it says of databases that can be used, and of those that can't."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pooler.demo.postgres import EmbeddedPostgres
+from tests.conftest import PASSWORD
+from tests.support.certificates import Certificates
+from tests.support.scripted_server import ScriptedServer
+from tests.support.standby import StandbyPostgres
+from tests.support.system_postgres import PASSWORD as SYSTEM_PASSWORD
+from tests.support.system_postgres import ROLES, tls_postgres
+
+HBA = ("host replication all 127.0.0.1/32 trust", "host all all 127.0.0.1/32 trust")
+
+
+def check(*arguments: str) -> tuple[int, str, str]:
+    """Run it, and return its exit status and what it wrote to stdout and stderr."""
+    command = [sys.executable, "-m", "pooler.main", "check", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={})
+    return done.returncode, done.stdout, done.stderr
+
+
+def words(table: str, database: str) -> list[list[str]]:
+    """Return the cells of a database's lines."""
+    lines = [line.split() for line in table.splitlines()]
+    return [line for line in lines if line[:1] == [database]]
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "pgfunnel.toml"
+    path.touch(mode=0o600)
+    return path
+
+
+def test_it_tells_what_each_database_is(postgres: EmbeddedPostgres, toml: Path) -> None:
+    toml.write_text(
+        f"""
+        default_pool_size = 20
+        [users]
+        scram = '''{PASSWORD}'''
+        [databases.postgres]
+        host = "127.0.0.1"
+        port = {postgres.port}
+        [databases.alias]
+        host = "{postgres.socket_dir}"
+        port = {postgres.port}
+        dbname = "other"
+        user = "postgres"
+        """
+    )
+    status, out, err = check(f"--config={toml}")
+    assert (status, err) == (0, "")
+    (plain,), (alias,) = words(out, "postgres"), words(out, "alias")
+    assert plain[1:3] == [f"127.0.0.1:{postgres.port}", "scram"]
+    assert plain[3].startswith(f"{postgres.version}.")
+    assert plain[4:10] == ["100", "(97", "to", "give)", "primary", "none"]
+    assert plain[11] == plain[13] == "ms"
+    assert alias[1:3] == [f"{postgres.socket_dir}/.s.PGSQL.{postgres.port}", "postgres"]
+    assert "warning" not in out
+    assert PASSWORD not in out
+
+
+def test_it_fails_where_a_database_cannot_be_used_and_says_why(postgres: EmbeddedPostgres, toml: Path) -> None:
+    toml.write_text(
+        f"""
+        auth_type = "trust"
+        [users]
+        scram = "a wrong secret"
+        [databases.postgres]
+        host = "127.0.0.1"
+        port = {postgres.port}
+        [databases.missing]
+        host = "127.0.0.1"
+        port = {postgres.port}
+        user = "alice"
+        [databases.elsewhere]
+        host = "127.0.0.1:1,no.such.invalid"
+        """
+    )
+    status, out, _ = check(f"--config={toml}")
+    assert status == 1
+    assert 'FAILED: FATAL: password authentication failed for user "scram" (28P01)' in out
+    assert 'FAILED: FATAL: database "missing" does not exist (3D000)' in out
+    assert "FAILED: can't connect to 127.0.0.1:1: Connection refused" in out
+    assert "FAILED: can't resolve no.such.invalid" in out
+    assert "secret" not in out
+
+
+def test_a_wrong_configuration_is_told_from_a_wrong_database(toml: Path) -> None:
+    toml.write_text("[databases.shop]\nhosts = 'a'\n")
+    status, out, err = check(f"--config={toml}")
+    assert (status, out) == (2, "")
+    assert "hosts" in err
+
+
+def test_it_warns_of_pools_that_are_larger_than_postgres(postgres: EmbeddedPostgres) -> None:
+    status, out, _ = check(f"--upstream={postgres.url()}", "--auth-type=trust", "--default-pool-size=98")
+    assert status == 0
+    assert f"warning: 127.0.0.1:{postgres.port} has 97 connections to give, and the pools of * may open 98" in out
+    _, out, _ = check(f"--upstream={postgres.url()}", "--auth-type=trust", "--default-pool-size=90%")
+    assert "warning" not in out
+
+
+def test_it_says_what_is_wrong_with_connect_query(postgres: EmbeddedPostgres, toml: Path) -> None:
+    entry = f'host = "127.0.0.1"\nport = {postgres.port}\nuser = "alice"\nconnect_query = "SELECT 1/0"'
+    toml.write_text(f'auth_type = "any"\ndefault_pool_size = 5\n[databases.postgres]\n{entry}\n')
+    status, out, _ = check(f"--config={toml}")
+    assert status == 0
+    assert "warning: postgres: connect_query: ERROR: division by zero (22012)" in out
+
+
+def test_it_tells_the_primary_from_its_standby_and_whether_they_are_what_is_wanted(toml: Path) -> None:
+    with EmbeddedPostgres(hba=HBA) as primary, StandbyPostgres(primary) as standby:
+        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+        for attrs, alone, expected in (("primary", False, 0), ("standby", False, 0), ("standby", True, 1)):
+            host = hosts.split(",", maxsplit=1)[0] if alone else hosts
+            toml.write_text(
+                'auth_type = "any"\ndefault_pool_size = 5\n[databases.postgres]\n'
+                f'user = "postgres"\nhost = "{host}"\ntarget_session_attrs = "{attrs}"\n'
+            )
+            status, out, _ = check(f"--config={toml}")
+            assert status == expected
+            roles = [line[8] for line in words(out, "postgres")]
+            assert roles == (["primary"] if alone else ["primary", "standby"])
+    assert "FAILED: postgres: target_session_attrs is standby, and no host is a standby" in out
+
+
+def test_it_tells_how_far_tls_is_verified(certificates: Certificates) -> None:
+    with tls_postgres(certificates) as server:
+        server.psql(ROLES)
+        url = server.url(user="scram", password=SYSTEM_PASSWORD).replace("127.0.0.1", "localhost")
+        for mode, verified in (("require", "not verified"), ("verify-full", "verified")):
+            _, out, _ = check(
+                f"--upstream={url}", f"--server-tls-sslmode={mode}", f"--server-tls-ca-file={certificates.ca}"
+            )
+            assert f"TLSv1.3, TLS_AES_256_GCM_SHA384, {verified} " in out
+
+
+def test_who_never_answers_does_not_keep_it_for_ever() -> None:
+    with ScriptedServer(lambda peer: peer.wait_until_closed()) as server:
+        url = f"postgresql://alice@127.0.0.1:{server.port}/shop"
+        status, out, _ = check(f"--upstream={url}", "--auth-type=trust", "--server-connect-timeout=0.3")
+    assert status == 1
+    assert f"FAILED: no login at 127.0.0.1:{server.port} within 0.3 s" in out
