@@ -11,6 +11,7 @@ import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD, StartPgfunnel
+from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.scripted_server import Conversation, ScriptedServer
 from tests.support.system_postgres import bin_dir
@@ -28,12 +29,20 @@ PHYSICAL: Final = {"replication": "true"}
 
 
 @pytest.fixture(scope="module")
-def primary() -> Iterator[EmbeddedPostgres]:
-    """Start a Postgres that replicates; the module's tests leave it as it was."""
+def primary(certificates: Certificates) -> Iterator[EmbeddedPostgres]:
+    """Start a Postgres that replicates, over TLS as ever if it can be; the module's tests leave it as it was."""
     binaries = bin_dir()
+    certificate, key = certificates.ec
     settings = {"wal_level": "logical", "max_wal_senders": "8", "max_connections": "30"}
-    version = int(binaries.parent.name)
-    with EmbeddedPostgres(version, settings=settings, hba=HBA, bin_dir=binaries) as server:
+    tls = {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"}
+    server = EmbeddedPostgres(
+        int(binaries.parent.name),
+        settings={**settings, **tls},
+        hba=HBA,
+        bin_dir=binaries,
+        files={"server.crt": certificate, "server.key": key},
+    )
+    with server:
         server.psql("CREATE ROLE ordinary LOGIN")
         server.psql(f"CREATE ROLE scram LOGIN REPLICATION PASSWORD $${PASSWORD}$$")
         yield server
@@ -128,6 +137,36 @@ def test_pg_recvlogical(pooler: Pgfunnel, admin: psycopg.Connection) -> None:
     assert [line for line in said.splitlines() if "INSERT" in line] == [
         f"table public.counted: INSERT: number[integer]:{number}" for number in (1, 2, 3)
     ]
+
+
+def test_a_subscription(pooler: Pgfunnel, primary: EmbeddedPostgres, admin: psycopg.Connection) -> None:
+    admin.execute("CREATE TABLE stock (item text)")
+    admin.execute("CREATE PUBLICATION goods FOR TABLE stock")
+    admin.execute("SELECT pg_create_logical_replication_slot('goods', 'pgoutput')")
+    admin.execute("CREATE DATABASE subscriber")
+    with psycopg.connect(primary.url("subscriber"), autocommit=True) as subscriber:
+        subscriber.execute("CREATE TABLE stock (item text)")
+        where = f"host={pooler.host} port={pooler.port} user=postgres dbname=postgres"
+        options = "create_slot = false, slot_name = 'goods', copy_data = false"
+        subscriber.execute(f"CREATE SUBSCRIPTION goods CONNECTION '{where}' PUBLICATION goods WITH ({options})")
+        admin.execute("INSERT INTO stock VALUES ('screws')")
+        eventually(lambda: subscriber.execute("SELECT item FROM stock").fetchall() == [("screws",)])
+        subscriber.execute("DROP SUBSCRIPTION goods")  # which drops the slot, by pgfunnel, too
+    assert admin.execute("SELECT count(*) FROM pg_replication_slots").fetchone() == (0,)
+    admin.execute("DROP DATABASE subscriber")
+    admin.execute("DROP PUBLICATION goods")
+    admin.execute("DROP TABLE stock")
+
+
+def test_over_tls(
+    primary: EmbeddedPostgres, pgfunnel: StartPgfunnel, certificates: Certificates, tmp_path: Path
+) -> None:
+    certificate, key = certificates.ec
+    files = {"client_tls_cert_file": str(certificate), "client_tls_key_file": str(key)}
+    pooler = pgfunnel(primary.url(), client_tls_sslmode="require", server_tls_sslmode="require", **files)
+    run("pg_basebackup", pooler, "-D", tmp_path / "backup", "-X", "stream", "-c", "fast")
+    for event in ("client_login", "server_login"):
+        assert "tls=TLSv1.3" in pooler.wait_for_log(f"event={event} ")
 
 
 # --- logging in
