@@ -15,6 +15,7 @@ from config.pgbouncer import WITHOUT_EFFECT
 from config.session_state import DEFAULTS, POLICIES
 from config.settings import Settings
 from pooler import hold
+from pooler.admin.show import TABLES
 from pooler.demo.postgres import EmbeddedPostgres
 from pooler.reasons import Reason
 from pooler.way_back import Step
@@ -88,6 +89,7 @@ def test_variables_that_are_named_are_settings(document: Path) -> None:
 @every_document
 def test_settings_of_logins_and_tls_that_are_named_exist(document: Path) -> None:
     others = {reason.value for reason in Reason} | {cells[0] for cells in rows(read("docs/operations.md"), "event")}
+    others |= {column.name for column in TABLES["fds"].columns}
     named = set(
         re.findall(r"\b(?:auth|client_tls|server_tls|passthrough|scram|users)_\w*[a-z]\b", document.read_text())
     )
