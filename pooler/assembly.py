@@ -31,6 +31,7 @@ from pooler.credentials.vault import Vault
 from pooler.current import Current
 from pooler.databases import Databases
 from pooler.dial import ServerTls
+from pooler.extended_only import protocol_of
 from pooler.fitting import Fittings
 from pooler.hosts import Hosts
 from pooler.janitor import Janitor, Premises
@@ -413,6 +414,8 @@ class Parts:
         )
         for client in list(self.clients.values()):
             client.take_duties(self.login_duties.client_duties[client.pool.mode])
+            if "disable_pqexec" in changed:
+                client.transport.set_protocol(protocol_of(client, simple_queries=not new.disable_pqexec))
 
     def _replace_tls(self, offer: TlsOffer | None, towards: ServerTls | None) -> None:
         self.tls_offer = offer

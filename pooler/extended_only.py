@@ -28,8 +28,11 @@ class ExtendedOnly(asyncio.Protocol):
     __slots__ = ("_requests", "_session")
 
     def __init__(self, session: ClientSession) -> None:
+        """What the session has received before is followed up to where it is now."""
         self._session = session
-        self._requests = Boundaries(bytes((QUERY,)))
+        rest = session.server.exchange.requests_rest if session.server is not None else 0
+        self._requests = Boundaries(bytes((QUERY,)), rest)
+        self._requests.follow(session.pending)
 
     def data_received(self, data: bytes) -> None:
         """Hand requests on, up to the first that is a simple query."""
@@ -53,3 +56,8 @@ class ExtendedOnly(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See ClientSession."""
         self._session.connection_lost(exc)
+
+
+def protocol_of(session: ClientSession, *, simple_queries: bool) -> asyncio.Protocol:
+    """Return what a client's transport is to call, whether it may send simple queries or not."""
+    return session if simple_queries else ExtendedOnly(session)

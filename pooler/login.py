@@ -11,7 +11,7 @@ from pooler.access.candidate import Proof
 from pooler.application_name import origin_of, with_host
 from pooler.client import ClientSession
 from pooler.databases import CONSOLE
-from pooler.extended_only import ExtendedOnly
+from pooler.extended_only import protocol_of
 from pooler.fitting import Parameters, passed_on, wanted
 from pooler.login_duties import LoginDuties
 from pooler.pool import Pool
@@ -410,7 +410,7 @@ class ClientLogin(asyncio.Protocol):
         self.ended = True
         duties.left(self, None)
         duties.joined(session, self)
-        protocol = ExtendedOnly(session) if settings.disable_pqexec else session
+        protocol = protocol_of(session, simple_queries=not settings.disable_pqexec)
         self.transport.set_protocol(protocol)
         if self._buffer:
             self.transport.resume_reading()

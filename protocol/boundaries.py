@@ -15,13 +15,13 @@ class Boundaries:
 
     __slots__ = ("_head", "_rest", "last", "seen")
 
-    def __init__(self, noted: bytes) -> None:
-        """`noted` are the kinds of messages to look out for."""
+    def __init__(self, noted: bytes, rest: int = 0) -> None:
+        """`noted` are the kinds of messages to look out for, `rest` the bytes missing of one that has begun."""
         self.seen = dict.fromkeys(noted, 0)
         """How many there were, by kind."""
         self._head = b""
         """The header of a message, as far as it has come."""
-        self._rest = 0
+        self._rest = rest
         """How many bytes of the last message are still to come."""
         self.last = 0
         """The kind of the last message that was to be noted; 0 = there was none."""

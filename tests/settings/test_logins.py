@@ -155,6 +155,26 @@ def test_disable_pqexec_refuses_simple_queries(postgres: EmbeddedPostgres, pgfun
     assert refusal(pooler, replication="database").sqlstate == "0A000"
 
 
+def test_a_reload_of_disable_pqexec_counts_for_those_who_are_there(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
+) -> None:
+    config = tmp_path / "pgfunnel.toml"
+    config.write_text("disable_pqexec = false\n")
+    pooler = pgfunnel(postgres.url(), config=str(config))
+    with pooler.login() as idle, pooler.login() as halfway:
+        request = extended("SELECT length($1)", "Q" * 30_000) + sync()
+        halfway.send(request[:20_000])
+        assert idle.value("SELECT 1") == "1"
+        config.write_text("disable_pqexec = true\n")
+        pooler.signal(signal.SIGHUP)
+        pooler.wait_for_log("event=reloaded")
+        halfway.send(request[20_000:])
+        assert [each.columns for each in halfway.read_until() if each.kind == "D"] == [["30000"]]
+        for client in (idle, halfway):
+            client.send(query("SELECT 1"))
+            assert client.error().sqlstate == "08P01"
+
+
 # --- server_fast_close
 
 
