@@ -181,11 +181,7 @@ class Pooler:
         # Who has just come is served, if clients are waited for: it has been told by nobody to go elsewhere.
         waits_for_clients = self._stopping is Shutdown.WAIT_FOR_CLIENTS
         latest = self.parts.now() - _JUST_CONNECTED_S if waits_for_clients else math.inf
-        lobby = self.parts.lobby
-        for queue in (lobby.strangers, lobby.queue, lobby.proving):
-            for login in list(queue):
-                if login.since <= latest:
-                    login.end(_SHUTDOWN)
+        logins = self._end_logins(latest)
         for client in list(self.parts.clients.values()):
             busy = client.server is not None and not client.server.exchange.settled
             waits = client.waiting and not client.pool.paused and waits_for_clients
@@ -194,18 +190,20 @@ class Pooler:
                 client.end(_SHUTDOWN)
         replicating = self.parts.passages.drain(_SHUTDOWN)
         cleaning = any(server.cleaning for pool in self.parts.pools for server in pool.servers)
-        return bool(
-            self.parts.clients
-            or lobby.strangers
-            or lobby.queue
-            or lobby.proving
-            or replicating
-            or len(self.parts.departures)
-            or cleaning
-        )
+        return bool(self.parts.clients or logins or replicating or len(self.parts.departures) or cleaning)
+
+    def _end_logins(self, latest: float = math.inf) -> bool:
+        """Send away who has not logged in and has come by then; True if some are left."""
+        lobby = self.parts.lobby
+        logins = [*lobby.strangers, *lobby.queue, *lobby.proving]
+        due = [login for login in logins if login.since <= latest]
+        for login in due:
+            login.end(_SHUTDOWN)
+        return len(due) < len(logins)
 
     async def _close(self) -> None:
         parts = self.parts
+        self._end_logins()
         for client in list(parts.clients.values()):
             client.end(_SHUTDOWN)
         for session in parts.consoles:
@@ -224,3 +222,7 @@ class Pooler:
         if self._web is not None:
             await self._web.close()
         self.log.info("stopped")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            # One more must not kill what has ended well, and only has to remove its pidfile.
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)

@@ -17,8 +17,8 @@ import pytest
 
 from config.settings import Settings
 from pooler.demo.postgres import EmbeddedPostgres
-from pooler.log import Journal
-from pooler.outlets import MOST_KEPT, Descriptor, Syslog, log_file
+from pooler.log import Journal, Log
+from pooler.outlets import MOST_KEPT, Descriptor, Outlet, Syslog, log_file
 from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel, eventually, two_free_ports
 from tests.support.wire import Wire
@@ -33,10 +33,12 @@ def pipe() -> Iterator[Pipe]:
         yield reader, writer
 
 
-def journal_to(*outlets: Descriptor | Syslog) -> Journal:
+@contextmanager
+def journal_to(*outlets: Outlet) -> Iterator[Log]:
     journal = Journal(outlets)
     journal.shape("json", "info")
-    return journal
+    yield journal.log
+    journal.close()
 
 
 def events(lines: bytes) -> list[str]:
@@ -70,6 +72,18 @@ def test_sighup_opens_a_logfile_again_that_was_renamed(
     pooler.wait_for_log("event=reloaded")
     assert logfile.read_text().splitlines() == pooler.log[-1:]
     assert "event=reloaded" not in rotated.read_text()
+
+
+def test_a_reload_that_fails_opens_the_logfile_again_all_the_same(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
+) -> None:
+    logfile = tmp_path / "pgfunnel.log"
+    pooler = pgfunnel(postgres.url(), logfile=str(logfile), toml="[databases.shop]\n")
+    Path(str(pooler.settings["config"])).write_text("no such thing")
+    logfile.rename(tmp_path / "pgfunnel.log.1")
+    pooler.signal(signal.SIGHUP)
+    pooler.wait_for_log("event=reload_failed")
+    assert "event=reload_failed" in logfile.read_text()
 
 
 def test_a_logfile_that_cannot_be_opened_any_more_does_no_harm(
@@ -152,6 +166,7 @@ def test_v_logs_more(tmp_path: Path, verbose: int) -> None:
     journal = Journal()
     journal.open(Settings(verbose=verbose, logfile=tmp_path / "log"), quiet=True)
     journal.log.debug("detail")
+    journal.close()
     assert ("event=detail" in (tmp_path / "log").read_text()) is (verbose > 0)
 
 
@@ -160,26 +175,26 @@ def test_v_logs_more(tmp_path: Path, verbose: int) -> None:
 
 def test_what_a_stuck_pipe_does_not_take_comes_when_it_does(pipe: Pipe) -> None:
     reader, writer = pipe
-    journal = journal_to(Descriptor(os.dup(writer.fileno())))
-    for _ in range(1000):
-        journal.log.info("told", text="x" * 100)
     heard = b""
-    while len(events(heard[: heard.rfind(b"\n") + 1])) < 1000:
-        heard += os.read(reader.fileno(), 1 << 20)
-        journal.log.info("told")
-    assert set(events(heard[: heard.rfind(b"\n") + 1])) == {"told"}
+    with journal_to(Descriptor(os.dup(writer.fileno()))) as log:
+        for _ in range(1000):
+            log.info("told", text="x" * 100)
+        while heard.count(b"\n") < 1000:
+            heard += os.read(reader.fileno(), 1 << 20)
+            log.info("told")
+    assert set(events(heard[: heard.rfind(b"\n")])) == {"told"}
 
 
 def test_what_is_lost_is_counted_and_told(pipe: Pipe) -> None:
     reader, writer = pipe
-    journal = journal_to(Descriptor(os.dup(writer.fileno())))
     lines = 3 * MOST_KEPT // 1000
-    for number in range(lines):
-        journal.log.info("told", number=number, text="x" * 1000)
     heard = b""
-    while b"log_lines_lost" not in heard:
-        heard += os.read(reader.fileno(), 1 << 20)
-        journal.log.info("later")
+    with journal_to(Descriptor(os.dup(writer.fileno()))) as log:
+        for number in range(lines):
+            log.info("told", number=number, text="x" * 1000)
+        while b"log_lines_lost" not in heard:
+            heard += os.read(reader.fileno(), 1 << 20)
+            log.info("later")
     told = [json.loads(line) for line in heard.splitlines() if line.endswith(b"}")]
     numbers = [line["number"] for line in told if line["event"] == "told"]
     assert numbers == list(range(len(numbers)))
@@ -189,20 +204,20 @@ def test_what_is_lost_is_counted_and_told(pipe: Pipe) -> None:
 
 
 def test_a_disk_that_is_no_longer_full_gets_whole_lines(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    journal = journal_to(log_file(small))
-    journal.log.info("first")
-    size = small.stat().st_size
-    limit = psutil.Process().rlimit(psutil.RLIMIT_FSIZE)
+    small, process = tmp_path / "small", psutil.Process()
+    limit = process.rlimit(psutil.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        psutil.Process().rlimit(psutil.RLIMIT_FSIZE, (size + 10, limit[1]))
-        journal.log.info("second")
-        assert small.stat().st_size == size + 10
-    finally:
-        psutil.Process().rlimit(psutil.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, ignored)
-    journal.log.info("third")
+    with journal_to(log_file(small)) as log:
+        log.info("first")
+        size = small.stat().st_size
+        try:
+            process.rlimit(psutil.RLIMIT_FSIZE, (size + 10, limit[1]))
+            log.info("second")
+            assert small.stat().st_size == size + 10
+        finally:
+            process.rlimit(psutil.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, ignored)
+        log.info("third")
     assert events(small.read_bytes()) == ["first", "second", "third"]
 
 
@@ -220,13 +235,13 @@ def syslog() -> Iterator[tuple[Path, socket.socket]]:
 
 def test_syslog_gets_priority_name_and_line(syslog: tuple[Path, socket.socket]) -> None:
     path, sock = syslog
-    log = journal_to(Syslog("pooler-1", "local3", path)).log
-    for write, severity in ((log.info, 6), (log.warning, 4), (log.error, 3)):
-        write("told")
-        header, _, line = sock.recv(65536).decode().partition(": ")
-        assert header.startswith(f"<{19 * 8 + severity}>")
-        assert header.endswith(f" pooler-1[{os.getpid()}]")
-        assert json.loads(line)["event"] == "told"
+    with journal_to(Syslog("pooler-1", "local3", path)) as log:
+        for write, severity in ((log.info, 6), (log.warning, 4), (log.error, 3)):
+            write("told")
+            header, _, line = sock.recv(65536).decode().partition(": ")
+            assert header.startswith(f"<{19 * 8 + severity}>")
+            assert header.endswith(f" pooler-1[{os.getpid()}]")
+            assert json.loads(line)["event"] == "told"
 
 
 def test_syslog_may_be_away_full_or_started_again(syslog: tuple[Path, socket.socket]) -> None:

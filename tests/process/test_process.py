@@ -82,6 +82,18 @@ def test_a_pidfile_that_cannot_be_written_is_told(postgres: EmbeddedPostgres, tm
     pooler.wait_for_log("can't write pidfile .*/nowhere/pid: No such file or directory")
 
 
+def test_a_late_sigterm_does_not_kill_what_has_ended_well(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pgfunnel.pid"
+    pooler = pgfunnel(postgres.url(), pidfile=str(pidfile))
+    pooler.signal(signal.SIGTERM)
+    pooler.wait_for_log("event=stopped")
+    pooler.signal(signal.SIGTERM)
+    assert pooler.wait() == 0
+    assert not pidfile.exists()
+
+
 # --- in the background, as another user
 
 
