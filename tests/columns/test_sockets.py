@@ -3,15 +3,14 @@
 import os
 import tempfile
 import time
-from datetime import UTC, datetime
 
 import psutil
 import psycopg
 
 from pooler.demo.postgres import EmbeddedPostgres
-from tests.columns.conftest import StartShop
+from tests.columns.conftest import StartShop, taken
 from tests.support.certificates import Certificates
-from tests.support.console import Console, Shown
+from tests.support.console import Console
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import Wire, parse, query, sync
 
@@ -28,15 +27,6 @@ NOTHING_KEPT = {
 
 def cart(pooler: Pgfunnel, name: str = "cart") -> Wire:
     return pooler.connect().login("alice", "shop", application_name=name)
-
-
-def taken(row: Shown, column: str) -> float:
-    """Take a column of a time out of a row; return how many seconds ago it was."""
-    text, zone = str(row.pop(column)).rsplit(" ", 1)
-    moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
-    offset = time.localtime().tm_gmtoff
-    assert zone == time.localtime().tm_zone
-    return time.time() + offset - moment.timestamp()
 
 
 def test_a_client_and_its_server_are_shown_with_each_other(shop: StartShop, postgres: EmbeddedPostgres) -> None:
