@@ -293,7 +293,7 @@ class ClientSession(asyncio.Protocol):
             return
         self.pool.leave(self)
         self.waiting = False
-        self._tell(error_response(error) + READY_IDLE)
+        self.tell(error_response(error) + READY_IDLE)
         if len(self.pending) > PENDING_LIMIT and not self.choked:
             self.transport.resume_reading()
         self.pending = self.pending[unit:]
@@ -325,10 +325,11 @@ class ClientSession(asyncio.Protocol):
         mid_reply = server is not None and server.mid_reply
         self._finish(ending)
         if ending.sqlstate and not mid_reply:
-            self._tell(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
+            self.tell(fatal(ending.sqlstate, ending.message, ending.detail, ending.hint))
         self._duties.linger(self.transport)
 
-    def _tell(self, data: bytes) -> None:
+    def tell(self, data: bytes) -> None:
+        """Send the client something of the pooler's own."""
         self.transport.write(data)
         self.pool.stats.sent += len(data)
 

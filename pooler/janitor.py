@@ -179,7 +179,7 @@ class Janitor:
                 break
             if client.waiting_since > pool.notified and isinstance(client, ClientSession):
                 told = max(told, client.waiting_since)
-                client.transport.write(
+                client.tell(
                     notice(
                         "No server connection available in postgres backend, client being queued",
                         f"Clients that came earlier: {ahead}. Connections of the pool: {len(pool.servers)}.",
@@ -291,6 +291,7 @@ class Janitor:
 
     def _sweep_free(self, pool: ServerPool, server: ServerSession, now: float) -> None:
         settings = self._premises.current.settings
+        server.request = b""  # who has sent it has its answer
         server.since = server.since or now
         idle = now - server.since
         above_minimum = len(pool.servers) > pool.min_size

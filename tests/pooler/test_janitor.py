@@ -122,7 +122,9 @@ def test_who_waits_long_is_told_so_once() -> None:
     assert sent(wire(second)) == b""
     watch.walk(60)
     assert sent(wire(first)) == b""
-    assert b"Clients that came earlier: 1." in sent(wire(second))
+    said = sent(wire(second))
+    assert b"Clients that came earlier: 1." in said
+    assert watch.house.pool.stats.totals.sent > len(said), "what clients are told counts as sent"
 
 
 def test_nobody_is_told_without_query_wait_notify() -> None:
@@ -245,6 +247,16 @@ def test_an_idle_server_is_closed_after_server_idle_timeout() -> None:
     assert not watch.house.server_endings
     watch.walk(1)
     assert watch.house.server_endings == {server: Reason.SERVER_IDLE_TIMEOUT}
+
+
+def test_an_idle_server_keeps_nothing_of_what_it_was_asked() -> None:
+    watch = Watch()
+    server, client = watch.house.server(), watch.client()
+    wire(client).receive(query("alter role r password 'secret'"))
+    wire(server).receive(DONE)
+    assert server.request
+    watch.walk(1)
+    assert not server.request
 
 
 def test_an_idle_server_is_checked_after_server_check_delay() -> None:
