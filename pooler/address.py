@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from config.hosts import is_local
+
 
 class Address(NamedTuple):
     """Where a Postgres is."""
@@ -29,8 +31,3 @@ class Address(NamedTuple):
             return f"{self.host}/.s.PGSQL.{self.port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}" + (f" ({self.ip})" if self.ip not in ("", self.host) else "")
-
-
-def is_local(host: str) -> bool:
-    """Tell whether `host` stands for a Unix socket."""
-    return host.startswith(("/", "@"))

@@ -275,6 +275,8 @@ class Pools:
             for server in pool.servers.copy()
         )
         self._hosts.sweep(servers, self.passages())
+        if self.shares.used:
+            self.shares.enforce()  # what was being opened when a server shrank is open by now
         for pool in self.shares.due():
             self.openings.begin(self._look_again(pool))
         idle_timeout = self._settings.pool_idle_timeout

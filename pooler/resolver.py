@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
-from pooler.address import is_local
+from config.hosts import is_local
 from pooler.current import Current
 from pooler.dns import Answer, Lookup, LookupFailedError, look_up
 from pooler.log import Log

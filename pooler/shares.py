@@ -14,8 +14,10 @@ from config.settings import Settings
 from config.terms import Terms
 from pooler.ask import ask
 from pooler.connect import Login
+from pooler.dial import ConnectFailedError
 from pooler.log import Log
 from pooler.pool import Cap, Pool
+from pooler.reasons import Reason
 from pooler.server import ServerSession
 
 READ_AGAIN_S: Final = 30.0
@@ -111,7 +113,10 @@ class Shares:
         rows = await ask(login, _QUESTION, timeout_s)
         server.read_at = self._now()
         server.transactions = _transactions(server)
-        most, *reserved = (int(value) for row in rows for value in row if value.isdecimal())
+        figures = [int(value) for row in rows for value in row if value.isdecimal()]
+        if not figures:
+            raise ConnectFailedError(Reason.SERVER_VIOLATION, f"{login.peer} does not say what its max_connections is")
+        most, *reserved = figures
         before, server.capacity = (
             server.capacity,
             server.capacity._replace(max_connections=most, reserved=sum(reserved)),
@@ -129,12 +134,12 @@ class Shares:
         return list(server.cap.pools)
 
     def enforce(self) -> None:
-        """After pools have changed: let those that wait have what there is more, and take back what there is less."""
+        """Let those that wait have what there is more, and take back what there is less."""
         now = self._now()
         for server in self._servers.values():
             cap = server.cap
             self._limit(server)
-            excess = sum(_stay(pool) for pool in cap.pools) - cap.limit
+            excess = sum(_stay(pool) + pool.opening for pool in cap.pools) - cap.limit
             for _ in range(excess if cap.limit else 0):
                 max(cap.pools, key=_stay).give_up_one()
             for pool in cap.starving():

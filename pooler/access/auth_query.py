@@ -63,8 +63,10 @@ UNENCRYPTED: Final = Way(None)
 class Server(NamedTuple):
     """Where to ask, and as whom."""
 
-    host: str
-    port: int
+    hosts: tuple[str, ...]
+    """Tried in this order."""
+    ports: tuple[int, ...]
+    """One for each of them."""
     user: str
     database: str
     password: Callable[[str | None], Awaitable[str]]
@@ -160,8 +162,8 @@ class AuthQuery:
         """Connect with every option said, so that none comes from the environment."""
         server = self._server
         return await asyncpg.connect(
-            host=server.host,
-            port=server.port,
+            host=server.hosts,
+            port=server.ports,
             user=server.user,
             password=password,
             database=server.database,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple, Protocol, TypeVar
 
+from config.hosts import host_and_port, is_local
 from config.settings import Settings
 from config.terms import Endpoint
 from pooler.access.auth_query import CONNECTIONS, UNENCRYPTED, AuthQuery, Found, NoAnswerError, Server, Way
@@ -311,15 +312,16 @@ def lookup_at(
             raise NoAnswerError(f'the password of auth_user "{auth_user}" has to be known in clear, and is hashed')
         return known.text
 
-    host, port = endpoint.hosts[0], endpoint.port
-    server = Server(host, port, auth_user, endpoint.dbname, password, partial(_ways, host, tls))
+    # Each of them knows the users, whatever target_session_attrs says of the rest.
+    hosts, ports = zip(*(host_and_port(host, endpoint.port) for host in endpoint.hosts), strict=True)
+    server = Server(hosts, ports, auth_user, endpoint.dbname, password, partial(_ways, hosts, tls))
     asker = AuthQuery(query, server, settings.server_connect_timeout, settings.server_idle_timeout)
     return Lookup(asker, auth_user, settings.auth_query_max_age, noted, outcomes, now, log)
 
 
-def _ways(host: str, tls: ServerTls | None) -> Sequence[Way]:
+def _ways(hosts: Sequence[str], tls: ServerTls | None) -> Sequence[Way]:
     """Return by which kinds of connection to try, in this order."""
-    if tls is None or host.startswith("/"):
+    if tls is None or all(map(is_local, hosts)):
         return (UNENCRYPTED,)
     encrypted = Way(tls.identity.context, direct=tls.direct)
     by_mode = {"allow": (UNENCRYPTED, encrypted), "prefer": (encrypted, UNENCRYPTED)}

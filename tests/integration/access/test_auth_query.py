@@ -46,7 +46,7 @@ async def asking(
     async def password(refused: str | None) -> str:
         return passwords[0] if refused is None else passwords[-1]
 
-    server = Server(postgres.host, postgres.port, user, "postgres", password)
+    server = Server((postgres.host,), (postgres.port,), user, "postgres", password)
     auth_query = AuthQuery(query, server, timeout_s, 600.0)
     try:
         yield auth_query

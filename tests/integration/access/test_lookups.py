@@ -94,6 +94,14 @@ def test_a_new_password_works_at_the_second_attempt_at_the_latest(
     assert reveals_nothing(pooler, town)
 
 
+def test_users_are_looked_up_at_the_next_host_where_one_is_away(
+    pgfunnel: StartPgfunnel, town: EmbeddedPostgres
+) -> None:
+    url = f"postgresql://postgres@127.0.0.1:1,127.0.0.1:{town.port}/postgres"
+    pooler = pgfunnel(url, auth_type="plain", auth_user="postgres", login_failure_delay=0)
+    assert lets_in(pooler, PASSWORD)
+
+
 def test_a_password_whose_time_is_up_counts_no_more(pgfunnel: StartPgfunnel, town: EmbeddedPostgres) -> None:
     pooler = pgfunnel(town.url(), auth_type="plain", auth_user="postgres", login_failure_delay=0)
     assert lets_in(pooler, PASSWORD)
