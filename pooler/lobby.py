@@ -85,10 +85,7 @@ class Lobby:
         """It has said who it is: let it in, or let it wait."""
         del self.strangers[login]
         if login.at_console and self.consoles < CONSOLE_PLACES:
-            self.consoles += 1
-            login.placed_beside = True
-            self.proving[login] = 0.0
-            login.go_on()
+            self._let_in_beside(login)
         elif self.obstacle(login.startup) is None:
             self._let_in(login)
         else:
@@ -143,6 +140,10 @@ class Lobby:
         """A client has gone: the place is for whoever has waited longest; `beside` if it had one at the console."""
         if beside:
             self.consoles -= 1
+            login = next((login for login in self.queue if login.at_console), None)
+            if login is not None:
+                del self.queue[login]
+                self._let_in_beside(login)
             return
         self.clients -= 1
         for counter, name in ((self.of_database, startup.database), (self.of_user, startup.user)):
@@ -167,6 +168,12 @@ class Lobby:
         if not self.queue or self.clients >= self.places:
             return None
         return next((login for login in self.queue if self.obstacle(login.startup) is None), None)
+
+    def _let_in_beside(self, login: ClientLogin) -> None:
+        self.consoles += 1
+        login.placed_beside = True
+        self.proving[login] = 0.0
+        login.go_on()
 
     def _let_in(self, login: ClientLogin) -> None:
         self.clients += 1

@@ -16,7 +16,8 @@ class Consoles:
         self._sessions: dict[bytes, ConsoleSession] = {}
         """By their cancel keys."""
         self.logins = 0
-        self.commands = 0
+        self._commands = 0
+        """Of those that have gone."""
 
     def __iter__(self) -> "Iterator[ConsoleSession]":
         return iter(list(self._sessions.values()))
@@ -31,7 +32,8 @@ class Consoles:
 
     def left(self, session: "ConsoleSession") -> None:
         """One less."""
-        self._sessions.pop(session.key, None)
+        if self._sessions.pop(session.key, None) is not None:
+            self._commands += session.commands
 
     def find(self, key: bytes) -> "ConsoleSession | None":
         """Return the one with this cancel key."""
@@ -40,4 +42,5 @@ class Consoles:
     @property
     def totals(self) -> Totals:
         """What the console has done, as SHOW STATS has it: each command is a transaction of one query."""
-        return Totals(xact_count=self.commands, query_count=self.commands, client_login_count=self.logins)
+        commands = self._commands + sum(session.commands for session in self)
+        return Totals(xact_count=commands, query_count=commands, client_login_count=self.logins)

@@ -48,12 +48,13 @@ class Commander:
 
     def plan(self, text: str) -> Plan:
         """See Interpreter."""
-        self._office.consoles.commands += 1
         command = read(text)
         if isinstance(command, SetCommand):
             return self._set(command)
         if command.verb in COMMANDS:
             return self._operation(command)
+        if command.verb == _HELP and not command.argument:
+            return self._help()
         if command.verb in ("show", "select") and (table := self._show(command.argument.lower())) is not None:
             return table
         small_talk = answer(text, self._login.user, self._login.database)
@@ -65,7 +66,7 @@ class Commander:
 
     def _show(self, name: str) -> Plan | None:
         if name == _HELP:
-            return Plan(finished(Outcome("SHOW", notice="Console usage", detail=help_text())))
+            return self._help()
         table = TABLES.get(name)
         if table is None:
             return None
@@ -76,6 +77,10 @@ class Commander:
             return Outcome("SHOW", table.rows(self._office))
 
         return Plan(run, table.columns)
+
+    @staticmethod
+    def _help() -> Plan:
+        return Plan(finished(Outcome("SHOW", notice="Console usage", detail=help_text())))
 
     # --- what changes something
 

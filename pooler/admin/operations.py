@@ -101,7 +101,7 @@ class Operations:
             self._database(name, "kill").paused = True
         else:
             self._office.databases.paused = True
-        pools = self._pools(name)
+        pools = set(self._pools(name))
         for pool in pools:
             self._office.pools.pause(pool)
             for queued in (*pool.newcomers, *pool.waiters):

@@ -55,8 +55,14 @@ class Reception:
         )
         self._office.consoles.joined(session)
         if self._office.current.settings.log_connections:
+            peer = login.transport.get_extra_info("peername")
             self._log.info(
-                "console_login", client=session.id, user=login.startup.user, admin=admin, rule=login.rule or None
+                "console_login",
+                client=session.id,
+                user=login.startup.user,
+                admin=admin,
+                addr=f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix",
+                rule=login.rule or None,
             )
         return session
 

@@ -100,6 +100,8 @@ class ConsoleSession(asyncio.Protocol):
         self.connected_at = self.asked_at = duties.now()
         self.busy_since = 0.0
         """When the command that runs was begun; 0 = none does."""
+        self.commands = 0
+        """How many were begun."""
         self.ended = False
         self._buffer = b""
         self._arrived = asyncio.Event()
@@ -244,6 +246,7 @@ class ConsoleSession(asyncio.Protocol):
 
     async def _run(self, plan: Plan) -> Outcome:
         """Carry a command out. What it waits for may be cancelled by its client."""
+        self.commands += 1
         self._command = asyncio.ensure_future(plan.run())
         self.busy_since = self._duties.now()
         try:

@@ -93,7 +93,7 @@ def _peer_pools(office: Office) -> Iterator[Row]:
 
 def _queue(office: Office) -> Iterator[Row]:
     now = office.now()
-    for ahead, login in enumerate(office.lobby.queue):
+    for ahead, login in enumerate(list(office.lobby.queue)):
         obstacle = office.lobby.obstacle(login.startup)
         yield (
             login.startup.database,
@@ -137,7 +137,9 @@ def _who(queued: Queued) -> Row:
 
 TABLES: Final = {
     "pools": Table(
-        "Pools, with what their clients and servers do, and how long the first client has waited", _POOLS, _pools
+        "Pools, with what their clients and servers do, and how long the first client has waited",
+        _POOLS,
+        lambda office: list(_pools(office)),  # at once: of a pool that is forgotten meanwhile nothing is known
     ),
     "peer_pools": Table("Cancel requests on their way to other processes", _PEER_POOLS, _peer_pools),
     "queue": Table("Who waits: for which pool, for how long, behind how many", _QUEUE, _queue),
