@@ -14,6 +14,7 @@ from tests.conftest import PASSWORD, StartPgfunnel
 from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.scripted_server import Conversation, ScriptedServer
+from tests.support.standby import StandbyPostgres
 from tests.support.system_postgres import bin_dir
 from tests.support.wire import ServerError, Wire, cancel_request, copy_data, kinds, query, startup
 
@@ -156,6 +157,14 @@ def test_a_subscription(pooler: Pgfunnel, primary: EmbeddedPostgres, admin: psyc
     admin.execute("DROP DATABASE subscriber")
     admin.execute("DROP PUBLICATION goods")
     admin.execute("DROP TABLE stock")
+
+
+def test_a_standby(pooler: Pgfunnel, primary: EmbeddedPostgres, admin: psycopg.Connection) -> None:
+    with StandbyPostgres(primary, via=pooler) as standby:
+        admin.execute("CREATE TABLE followed AS SELECT 'screws' AS item")
+        eventually(lambda: standby.psql("SELECT count(*) FROM pg_class WHERE relname = 'followed'").strip() == "1")
+        assert standby.psql("SELECT item FROM followed").strip() == "screws"
+    admin.execute("DROP TABLE followed")
 
 
 def test_over_tls(
