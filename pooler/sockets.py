@@ -80,13 +80,13 @@ def _tcp_socket(found: tuple[socket.AddressFamily, str], port: int, settings: Se
 
 
 def _unix_socket(path: Path, settings: Settings) -> socket.socket:
+    group = _group_id(settings.unix_socket_group) if settings.unix_socket_group else -1
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
         sock.setblocking(False)  # noqa: FBT003
         sock.bind(str(path))
-        if settings.unix_socket_group:
-            os.chown(path, -1, _group_id(settings.unix_socket_group))
+        os.chown(path, -1, group)
         path.chmod(settings.unix_socket_mode)
     except OSError as error:
         sock.close()

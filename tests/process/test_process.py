@@ -18,6 +18,7 @@ from pooler.demo.postgres import EmbeddedPostgres
 from pooler.process.errors import StartError
 from pooler.process.notify import ServiceManager
 from pooler.process.pidfile import Pidfile
+from pooler.process.privileges import become
 from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import Pgfunnel, eventually, two_free_ports
 from tests.support.wire import Wire
@@ -28,17 +29,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become a
 # --- pidfile
 
 
-def test_a_pidfile_has_the_number_of_the_process_while_it_runs(
-    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
-) -> None:
-    pidfile = tmp_path / "pgfunnel.pid"
-    pooler = pgfunnel(postgres.url(), pidfile=str(pidfile))
-    assert pidfile.read_text() == f"{pooler.process.pid}\n"
-    assert pooler.stop() == 0
-    assert not pidfile.exists()
-
-
-def test_a_second_process_with_the_same_pidfile_is_refused(
+def test_a_pidfile_keeps_out_a_second_process_while_the_first_runs(
     postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
 ) -> None:
     pidfile = tmp_path / "pgfunnel.pid"
@@ -47,6 +38,11 @@ def test_a_second_process_with_the_same_pidfile_is_refused(
     assert second.refuses_to_start() == 1
     second.wait_for_log(f"pidfile {pidfile} exists")
     assert pidfile.read_text() == f"{first.process.pid}\n"
+    first.signal(signal.SIGTERM)
+    first.wait_for_log("event=stopped")
+    first.signal(signal.SIGTERM)  # too late to do harm
+    assert first.wait() == 0
+    assert not pidfile.exists()
 
 
 def dead() -> str:
@@ -76,22 +72,9 @@ def test_a_file_that_may_be_somebodys_is_left_alone(tmp_path: Path, text: str) -
     assert (tmp_path / "pid").read_text() == text
 
 
-def test_a_pidfile_that_cannot_be_written_is_told(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
-    pooler = Pgfunnel(postgres.url(), pidfile=str(tmp_path / "nowhere" / "pid"))
-    assert pooler.refuses_to_start() == 1
-    pooler.wait_for_log("can't write pidfile .*/nowhere/pid: No such file or directory")
-
-
-def test_a_late_sigterm_does_not_kill_what_has_ended_well(
-    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, tmp_path: Path
-) -> None:
-    pidfile = tmp_path / "pgfunnel.pid"
-    pooler = pgfunnel(postgres.url(), pidfile=str(pidfile))
-    pooler.signal(signal.SIGTERM)
-    pooler.wait_for_log("event=stopped")
-    pooler.signal(signal.SIGTERM)
-    assert pooler.wait() == 0
-    assert not pidfile.exists()
+def test_a_pidfile_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"can't write pidfile .*/nowhere/pid: No such file or directory"):
+        Pidfile(tmp_path / "nowhere" / "pid").write()
 
 
 # --- in the background, as another user
@@ -156,15 +139,18 @@ def test_a_daemon_that_cannot_start_says_why(postgres: EmbeddedPostgres, everybo
 
 
 @needs_root
-@pytest.mark.parametrize("how", ["setting", "option"])
-def test_root_becomes_the_user_for_good(postgres: EmbeddedPostgres, everybodys: Path, how: str) -> None:
+def test_root_becomes_the_user_for_good(postgres: EmbeddedPostgres, everybodys: Path) -> None:
     port, metrics_port = two_free_ports()
     nobody = pwd.getpwnam("nobody")
-    flags, setting = (("-u", "nobody"), "") if how == "option" else ((), "nobody")
-    with daemon(everybodys, postgres, *flags, listen_port=port, metrics_port=metrics_port, user=setting) as process:
+    secret = everybodys / "userlist.txt"
+    secret.write_text('"alice" "secret"\n')
+    secret.chmod(0o600)
+    settings = {"listen_port": port, "metrics_port": metrics_port, "auth_file": secret}
+    with daemon(everybodys, postgres, "-u", "nobody", **settings) as process:
         assert set(process.uids()) == {nobody.pw_uid}
         assert set(process.gids()) == {nobody.pw_gid}
         assert "Groups:\t65534 \n" in Path(f"/proc/{process.pid}/status").read_text()
+        assert f"event=file_not_readable file={secret} user=nobody" in (everybodys / "log").read_text()
         for name in ("log", "pid"):
             assert (everybodys / name).owner() == "nobody"
         (everybodys / "log").rename(everybodys / "log.1")
@@ -174,31 +160,18 @@ def test_root_becomes_the_user_for_good(postgres: EmbeddedPostgres, everybodys: 
             assert client.value("SELECT 'served'") == "served"
 
 
-@needs_root
-def test_what_the_user_cannot_read_again_is_told(postgres: EmbeddedPostgres, everybodys: Path) -> None:
-    secret = everybodys / "userlist.txt"
-    secret.write_text('"alice" "secret"\n')
-    secret.chmod(0o600)
-    ports = {"listen_port": two_free_ports()[0], "metrics_port": 0}
-    with daemon(everybodys, postgres, user="nobody", auth_file=secret, **ports):
-        assert f"event=file_not_readable file={secret} user=nobody" in (everybodys / "log").read_text()
+def test_a_user_that_does_not_exist_is_told() -> None:
+    with pytest.raises(StartError, match="user: there is no system user 'nobody-has-it'"):
+        become("nobody-has-it", [])
 
 
-@needs_root
-def test_root_is_told_that_it_needs_no_privileges(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
-    pgfunnel(postgres.url()).wait_for_log("event=running_as_root")
-
-
-@pytest.mark.parametrize(
-    ("user", "why"), [("nobody-has-it", "there is no system user"), ("daemon", "only root can become 'daemon'")]
-)
-def test_a_user_that_it_cannot_become_is_told(postgres: EmbeddedPostgres, user: str, why: str) -> None:
-    pooler = Pgfunnel(postgres.url(), user=user)
-    if os.getuid() == 0 and user == "daemon":
+def test_only_root_becomes_another_user(postgres: EmbeddedPostgres) -> None:
+    pooler = Pgfunnel(postgres.url(), user="daemon")
+    if os.getuid() == 0:
         # Python itself may be where only root can read; so root goes without its right to become another.
         pooler.command = ("setpriv", "--bounding-set=-setuid,-setgid", "--inh-caps=-setuid,-setgid", *pooler.command)
     assert pooler.refuses_to_start() == 1
-    pooler.wait_for_log(f"user: {why}")
+    pooler.wait_for_log("user: only root can become 'daemon'")
 
 
 # --- a service
@@ -224,6 +197,7 @@ def test_the_service_manager_is_told_how_it_goes(
     address, sock = manager
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     pooler = pgfunnel(postgres.url())
+    assert (pooler.log[0].find("event=running_as_root") > 0) is (os.getuid() == 0)
     ready = f"READY=1\nMAINPID={pooler.process.pid}"
     assert sock.recv(4096).decode() == ready
     pooler.signal(signal.SIGHUP)
