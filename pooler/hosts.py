@@ -3,7 +3,8 @@
 What a failure of all of them means is the affair of pooler.pools.
 """
 
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping
+from contextlib import aclosing
 from typing import Final
 
 from config.hosts import host_and_port
@@ -48,12 +49,13 @@ class Hosts:
         """
         attempt = _Attempt(endpoint, credential, tls, parameters)
         try:
-            async for address, last_resort in self._choices(attempt):
-                if last_resort and attempt.second_best is not None:
-                    break
-                login = await self._try(attempt, address)
-                if login is not None:
-                    return login
+            async with aclosing(self._choices(attempt)) as choices:
+                async for address, last_resort in choices:
+                    if last_resort and attempt.second_best is not None:
+                        break
+                    login = await self._try(attempt, address)
+                    if login is not None:
+                        return login
             return attempt.settle_for_second_best()
         finally:
             attempt.end()
@@ -78,15 +80,17 @@ class Hosts:
             self._put_off(attempt, address, failure)
             return None
         self._turns.answered(address)
+        fit = (address, endpoint.target_session_attrs)
         if not objection:
+            self._turns.answered(fit)
             self._turns.worked(attempt.hosts, address._replace(ip=""))
             return login
         message = f"{address} {objection}, and target_session_attrs is {endpoint.target_session_attrs}"
-        self._put_off(attempt, (address, endpoint.target_session_attrs), ConnectFailedError(Reason.MISFIT, message))
+        self._put_off(attempt, fit, ConnectFailedError(Reason.MISFIT, message))
         attempt.decline(login)
         return None
 
-    async def _choices(self, attempt: "_Attempt") -> AsyncIterator[tuple[Address, bool]]:
+    async def _choices(self, attempt: "_Attempt") -> AsyncGenerator[tuple[Address, bool], None]:
         """Yield what to try, one after the other, and whether it is a last resort.
 
         What has failed or did not fit lately comes when all else has failed: those that did not fit before the others,
@@ -120,6 +124,7 @@ class Hosts:
         except UnresolvedError as error:
             self._put_off(attempt, host, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
             return []
+        self._turns.answered(host)
         first = rounds % len(ips)
         return [host._replace(ip=ip) for ip in (*ips[first:], *ips[:first])]
 

@@ -170,6 +170,16 @@ async def test_a_name_that_is_not_found_does_not_keep_the_other_hosts_from_servi
     assert await scene.log_in() == "b"
 
 
+async def test_a_name_that_is_found_again_is_used_again(scene: Scene) -> None:
+    await scene.add("a", Postgres())
+    await scene.add("b", Postgres())
+    scene.names["a"] = ()
+    assert [await scene.log_in(balance=True) for _ in range(2)] == ["b"] * 2
+    del scene.names["a"]
+    scene.time += RETRY_S
+    assert [await scene.log_in(balance=True) for _ in range(4)] == ["a", "b"] * 2
+
+
 async def test_when_all_have_failed_each_of_them_is_named(scene: Scene) -> None:
     await scene.add_dead("a")
     await scene.add("b", Postgres(refuses=("57P03", "the database system is shutting down")))
@@ -252,7 +262,12 @@ async def test_a_promoted_standby_is_found_as_soon_as_the_primary_is_gone(scene:
     with pytest.raises(ConnectFailedError, match=r"shutting down.*b:\d+ .* is a standby"):
         await scene.log_in("primary")
     new.standby = "off"
+    scene.time += RETRY_S - 1
     assert await scene.log_in("primary") == "b"
+    scene.time += 1
+    came = old.came
+    assert [await scene.log_in("primary") for _ in range(3)] == ["b"] * 3
+    assert old.came == came, "it stays with the new one, also when it is time to try the old one again"
 
 
 async def test_connections_that_do_not_fit_are_closed(scene: Scene) -> None:
