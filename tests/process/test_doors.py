@@ -55,9 +55,8 @@ async def test_a_unix_socket_may_be_in_no_directory() -> None:
 
 async def test_the_unix_socket_belongs_to_a_group(directory: Path) -> None:
     group = grp.getgrgid(os.getgroups()[-1] if os.getuid() else 1)
-    settings = Settings(
-        listen_addr=(), unix_socket_dir=directory, unix_socket_group=group.gr_name, unix_socket_mode=0o770
-    )
+    given = {"unix_socket_group": group.gr_name, "unix_socket_mode": "0770"}
+    settings = Settings.model_validate({"listen_addr": "", "unix_socket_dir": directory, **given})
     doors = Doors()
     await doors.open(settings, asyncio.Protocol, asyncio.Protocol)
     place = directory / ".s.PGSQL.6432"
