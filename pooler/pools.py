@@ -281,7 +281,7 @@ class Pools:
             self.openings.begin(self._look_again(pool))
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
-            if used(pool) or pool.waiters or pool.newcomers or pool.opening:
+            if used(pool) or pool.waiters or pool.newcomers or pool.opening or pool.aside:
                 pool.unused_since = 0.0
                 continue
             pool.unused_since = pool.unused_since or now

@@ -65,7 +65,8 @@ class Passages:
 
     def __init__(self, duties: PassageDuties) -> None:
         self.duties = duties
-        self.closed = False
+        self._closed_for: Ending | None = None
+        """What who comes too late is told."""
         self._open: dict[bytes, Passage] = {}
         """By the cancel keys of the clients."""
         self._openings: dict[Guest, _Opening] = {}
@@ -78,6 +79,9 @@ class Passages:
 
     def begin(self, guest: Guest, pool: Pool[ServerSession], parameters: Mapping[str, str]) -> None:
         """Open a connection for `guest`, whose pass_on() or end() will be called."""
+        if self._closed_for is not None:
+            guest.end(self._closed_for)
+            return
         opening = self._openings[guest] = _Opening(self, guest, pool, parameters)
         opening.begin()
 
@@ -127,7 +131,7 @@ class Passages:
 
     def close(self, ending: Ending) -> None:
         """End them all."""
-        self.closed = True
+        self._closed_for = ending
         for guest in list(self._openings):
             guest.end(ending)
         for passage in self:

@@ -263,6 +263,11 @@ async def test_a_shutdown_waits_for_what_comes_to_an_end(
     assert (b"57P01" in sent(guest.client)) == ends
 
 
+async def test_who_comes_after_the_end_is_sent_away(office: Office) -> None:
+    office.passages.close(SHUTDOWN)
+    assert office.comes().ending is SHUTDOWN
+
+
 async def test_it_ends_when_its_pool_leads_elsewhere(office: Office) -> None:
     guest, _ = await office.opens()
     office.passages.sweep()
