@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -260,23 +261,26 @@ def test_an_error_in_connect_query_is_logged_and_no_more(postgres: EmbeddedPostg
     pooler.wait_for_log("level=warning event=connect_query_failed .*sqlstate=42703")
 
 
-@pytest.mark.parametrize(
-    ("sql", "why"),
-    [
-        ("BEGIN", "leaves a transaction open"),
-        ("COPY pg_class FROM STDIN", "waits for data to copy"),
-        ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01"),
-        ("SELECT pg_sleep(60)", "took more than 0.5 s"),
-    ],
-)
 def test_a_connection_that_connect_query_makes_useless_is_not_used(
-    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, sql: str, why: str
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel
 ) -> None:
-    pooler = by_connect_query(pgfunnel, postgres, connect_query=sql, query_wait_timeout=0.6, server_connect_timeout=0.5)
-    with pooler.connect() as wire:
-        wire.send(startup({"user": "postgres", "database": "postgres"}))
-        assert why in pooler.wait_for_log("event=server_connect_failed .*connect_query")
-        assert wire.error().sqlstate == "57014"
+    useless = {
+        "begins": ("BEGIN", "leaves a transaction open"),
+        "copies": ("COPY pg_class FROM STDIN", "waits for data to copy"),
+        "dies": ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01"),
+        "sleeps": ("SELECT pg_sleep(60)", "took more than 0.4 s"),
+    }
+    place = f"host = '{postgres.host}'\nport = {postgres.port}\ndbname = 'postgres'\n"
+    toml = "".join(f"[databases.{name}]\n{place}connect_query = '{sql}'\n" for name, (sql, _) in useless.items())
+    users = {"postgres": ""}
+    pooler = pgfunnel(toml=toml, userlist=users, query_wait_timeout=0.5, server_connect_timeout=0.4)
+    with ExitStack() as open_:
+        waiting = [open_.enter_context(pooler.connect()) for _ in useless]
+        for wire, name in zip(waiting, useless, strict=True):
+            wire.send(startup({"user": "postgres", "database": name}))
+        for wire, (name, (_, why)) in zip(waiting, useless.items(), strict=True):
+            assert wire.error().sqlstate == "57014"
+            assert why in pooler.wait_for_log(f"event=server_connect_failed .*database={name} .*connect_query")
 
 
 def test_connect_query_runs_once_for_each_connection(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
