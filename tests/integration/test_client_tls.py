@@ -255,7 +255,7 @@ def test_who_dawdles_makes_room_for_others(tls_pgfunnel: StartPgfunnel, certific
             silent.send(b"\x16\x03\x01")
         with in_tls(pooler, trusting(certificates)) as wire:
             assert wire.value("select 1") == "1"
-    assert pooler.metric("pgfunnel_tls_handshakes_failed_total") >= 1
+        assert pooler.metric("pgfunnel_tls_handshakes_failed_total") >= 1
 
 
 def test_who_is_silent_takes_nobodys_place(tls_pgfunnel: StartPgfunnel, certificates: Certificates) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD, CountBackends, StartPgfunnel
+from tests.support.console import Console
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import ServerError, Wire, query, startup
 
@@ -96,6 +97,17 @@ def test_a_databases_users_are_looked_up_by_its_own_auth_user_auth_query_and_aut
             wire.login("postgres", dbname, password)
     with login(pooler, "postgres", password="bobothers") as wire:
         assert wire.value("SELECT session_user") == "postgres"
+
+
+def test_a_database_without_an_entry_is_forgotten_after_autodb_idle_timeout(entries: StartPgfunnel) -> None:
+    pooler = entries(autodb_idle_timeout=0.5, server_idle_timeout=0.5, admin_users="alice")
+    with Console(pooler, "alice") as console:
+        with login(pooler, dbname="postgres") as wire:
+            assert wire.value("SELECT 1") == "1"
+            time.sleep(1.5)
+            assert console.show("DATABASES", name="postgres") != []  # somebody is there
+        eventually(lambda: console.show("DATABASES", name="postgres") == [])
+        assert console.show("DATABASES", name="shop") != []
 
 
 # --- how many

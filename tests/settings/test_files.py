@@ -31,7 +31,6 @@ def test_a_reload_reads_the_file_that_conffile_names(
 
 OF_NO_EFFECT = {
     "auth_ldap_options": "ldapserver=ldap.test",
-    "dns_zone_check_period": "60",
     "job_name": "pooler",
     "pkt_buf": "8192",
     "sbuf_loopcnt": "0",

@@ -94,6 +94,26 @@ def test_names_are_looked_up_as_resolv_conf_says_and_again_after_dns_max_ttl(
         eventually(lambda: wire.value("SELECT 1") == "on")
 
 
+def test_a_zone_that_has_changed_has_its_names_looked_up_before_their_time(
+    pgfunnel: StartPgfunnel, port: int, dns: DnsServer, tmp_path: Path
+) -> None:
+    dns.serial = 1
+    pooler = pgfunnel(
+        f"postgresql://postgres@db.test:{port}/postgres",
+        resolv_conf=str(dns.resolv_conf(tmp_path)),
+        dns_max_ttl=3600,
+        dns_zone_check_period=0.5,
+    )
+    with pooler.login() as wire:
+        assert wire.value("SELECT 1") == "off"
+        dns.names["db.test"] = ["127.0.0.2"]
+        pooler.wait_for_log("event=server_login")
+        time.sleep(1)
+        assert wire.value("SELECT 1") == "off", "nobody has looked"
+        dns.serial = 2
+        eventually(lambda: wire.value("SELECT 1") == "on")
+
+
 def test_a_name_that_was_not_found_is_looked_up_again_after_dns_nxdomain_ttl(
     pgfunnel: StartPgfunnel, port: int, dns: DnsServer, tmp_path: Path
 ) -> None:
