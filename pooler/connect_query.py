@@ -56,6 +56,8 @@ async def _run(login: Login, conversation: Conversation, user: str, sql: str) ->
         raise _failed("it leaves a transaction open")
     custom = classify(sql.encode("utf-8", "surrogateescape")).custom
     answer = await _ask(conversation, full_question(custom))
+    if answer.error is not None:
+        raise _failed(f"what it leaves can't be found out: {answer.error}")
     return login._replace(
         parameters={**login.parameters, **outcome.parameters},
         left=read_answer(answer.rows, user),
