@@ -186,8 +186,11 @@ class Pools:
     def forget(self, pool: ServerPool) -> None:
         """See opening.Book: the names of databases are the clients' to choose."""
         self._former.discard(pool)
-        if self._pools.get((pool.user, pool.database)) is pool:
+        heir = self._pools.get((pool.user, pool.database))
+        if heir is pool:
             del self._pools[pool.user, pool.database]
+        elif heir is not None:
+            heir.stats.absorb(pool.stats)
         self._places.pop(pool, None)
         self._routes = {key: other for key, other in self._routes.items() if other is not pool}
         for cap in pool.caps:

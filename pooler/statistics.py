@@ -236,8 +236,10 @@ class Statistics:
         self.done = Work(*map(sum, zip(self.done, worker.work, strict=True)))
 
     def absorb(self, other: "Statistics") -> None:
-        """Add what another has, whose pool is gone; its averages go with it."""
+        """Add what another has, whose pool is gone."""
         other.fold()
+        self.older = self.older.plus(other.older)
+        self.newer = self.newer.plus(other.newer)
         self.done = Work(*map(sum, zip(self.done, other.done, strict=True)))
         self.singles += other.singles
         self.links += other.links
