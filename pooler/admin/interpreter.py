@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from config.nearest import did_you_mean
 from pooler.admin.commands import Command, SetCommand, read, shown
@@ -15,22 +15,71 @@ from pooler.log import Log
 from pooler.shutdown import Shutdown
 from protocol.startup import Startup
 
-_OPTIONAL, _REQUIRED, _NONE = "[DATABASE]", "DATABASE", ""
+Operation = Callable[[Operations, str], Awaitable[None]]
 
-COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "pause": (_OPTIONAL, "Lend no server connections, and close them as they come back; returns when all are closed"),
-    "resume": (_OPTIONAL, "Undo PAUSE or KILL"),
-    "reconnect": (_OPTIONAL, "Close server connections as they come back, and open others as they are needed"),
-    "wait_close": (_OPTIONAL, "Wait until those that RECONNECT or RELOAD closes are closed"),
-    "kill": (_OPTIONAL, "Close all connections of clients and servers at once, and hold up new clients until RESUME"),
-    "kill_client": ("ID", "Close one client's connection, and its server's"),
-    "disable": (_REQUIRED, "Refuse new clients of a database"),
-    "enable": (_REQUIRED, "Let new clients in again"),
-    "reload": (_NONE, "Read the configuration again"),
-    "suspend": (_NONE, "Refused: see PAUSE and SHUTDOWN"),
-    "shutdown": ("[WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]", "End: at once, when servers, or when clients are done"),
+
+class Verb(NamedTuple):
+    """A command that does something."""
+
+    takes: str
+    help: str
+    run: Operation
+    undo: Callable[[Operations, str], None] | None = None
+    """What to do if it is cancelled while it waits."""
+
+
+async def _pause(operations: Operations, database: str) -> None:
+    operations.pause(database)
+    await operations.paused(database)
+
+
+def _shutdown(operations: Operations, mode: str) -> None:
+    modes = {"": Shutdown.IMMEDIATE} | {each.name: each for each in Shutdown if each is not Shutdown.IMMEDIATE}
+    if mode.upper() not in modes:
+        raise _invalid(f"SHUTDOWN {mode}")
+    operations.shutdown(modes[mode.upper()])
+
+
+def _at_once(operation: Callable[[Operations, str], None]) -> Operation:
+    async def run(operations: Operations, argument: str) -> None:
+        operation(operations, argument)
+
+    return run
+
+
+_MAYBE, _DATABASE, _NOTHING = "[DATABASE]", "DATABASE", ""
+
+COMMANDS: Final[Mapping[str, Verb]] = {
+    "pause": Verb(
+        _MAYBE,
+        "Lend no server connections, and close them as they come back; returns when all are closed",
+        _pause,
+        undo=Operations.resume,
+    ),
+    "resume": Verb(_MAYBE, "Undo PAUSE or KILL", _at_once(Operations.resume)),
+    "reconnect": Verb(
+        _MAYBE,
+        "Close server connections as they come back, and open others as they are needed",
+        _at_once(Operations.reconnect),
+    ),
+    "wait_close": Verb(_MAYBE, "Wait until those that RECONNECT or RELOAD closes are closed", Operations.wait_close),
+    "kill": Verb(
+        _MAYBE,
+        "Close all connections of clients and servers at once, and hold up new clients until RESUME",
+        _at_once(Operations.kill),
+    ),
+    "kill_client": Verb("ID", "Close one client's connection, and its server's", _at_once(Operations.kill_client)),
+    "disable": Verb(_DATABASE, "Refuse new clients of a database", _at_once(Operations.disable)),
+    "enable": Verb(_DATABASE, "Let new clients in again", _at_once(Operations.enable)),
+    "reload": Verb(_NOTHING, "Read the configuration again", _at_once(lambda operations, _: operations.reload())),
+    "suspend": Verb(_NOTHING, "Refused: see PAUSE and SHUTDOWN", _at_once(lambda operations, _: operations.suspend())),
+    "shutdown": Verb(
+        "[WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]",
+        "End: at once, when servers, or when clients are done",
+        _at_once(_shutdown),
+    ),
 }
-"""What each takes, and does; SET and SHOW have a syntax of their own."""
+"""SET and SHOW have a syntax of their own."""
 
 _HELP: Final = "help"
 
@@ -98,48 +147,18 @@ class Commander:
         return Plan(run)
 
     def _operation(self, command: Command) -> Plan:
-        verb, argument = command.verb, command.argument
-        takes, _ = COMMANDS[verb]
-        if argument and not takes:
+        verb, argument, operations = COMMANDS[command.verb], command.argument, self._operations
+        if argument and not verb.takes:
             raise _invalid(command.text)
-        shutdown = _shutdown_mode(command) if verb == "shutdown" else None
         self._needs_admin()
-        operations = self._operations
-        undo: Callable[[], None] | None = None
-        run: Callable[[], Awaitable[None]]
-        if shutdown is not None:
-            run = _at_once(partial(operations.shutdown, shutdown))
-        elif verb == "pause":
-            undo = partial(operations.resume, argument)
-            run = partial(self._pause, argument)
-        elif verb == "wait_close":
-            run = partial(operations.wait_close, argument)
-        elif verb == "reload":
-            run = _at_once(operations.reload)
-        elif verb == "suspend":
-            run = _at_once(operations.suspend)
-        else:
-            named: dict[str, Callable[[str], None]] = {
-                "resume": operations.resume,
-                "reconnect": operations.reconnect,
-                "kill": operations.kill,
-                "kill_client": operations.kill_client,
-                "disable": operations.disable,
-                "enable": operations.enable,
-            }
-            run = _at_once(partial(named[verb], argument))
-        return Plan(partial(self._logged, command, run), undo=undo)
 
-    async def _pause(self, name: str) -> None:
-        self._operations.pause(name)
-        await self._operations.paused(name)
+        async def run() -> Outcome:
+            name = command.verb.upper()
+            self._log.info("console_command", command=f"{name} {argument}".strip(), user=self._login.user)
+            await verb.run(operations, argument)
+            return Outcome(name)
 
-    async def _logged(self, command: Command, run: Callable[[], Awaitable[None]]) -> Outcome:
-        self._log.info(
-            "console_command", command=f"{command.verb.upper()} {command.argument}".strip(), user=self._login.user
-        )
-        await run()
-        return Outcome(command.verb.upper())
+        return Plan(run, undo=partial(verb.undo, operations, argument) if verb.undo is not None else None)
 
     def _needs_admin(self) -> None:
         if not self._admin:
@@ -149,18 +168,10 @@ class Commander:
 def help_text() -> str:
     """Return a line for each command and SHOW."""
     lines = [(f"SHOW {name.upper()}", table.help) for name, table in sorted(TABLES.items())]
-    lines += [(f"{verb.upper()} {takes}".strip(), text) for verb, (takes, text) in COMMANDS.items()]
+    lines += [(f"{name.upper()} {verb.takes}".strip(), verb.help) for name, verb in COMMANDS.items()]
     lines += [("SET key = value", "Change a setting until the next restart or reload")]
     width = max(len(command) for command, _ in lines)
     return "\n" + "\n".join(f"\t{command:{width}}  {text}" for command, text in lines)
-
-
-def _shutdown_mode(command: Command) -> Shutdown:
-    modes = {"": Shutdown.IMMEDIATE, **{mode.name: mode for mode in Shutdown if mode is not Shutdown.IMMEDIATE}}
-    mode = modes.get(command.argument.upper())
-    if mode is None:
-        raise _invalid(command.text)
-    return mode
 
 
 def _invalid(text: str) -> CommandError:
@@ -172,10 +183,3 @@ def _invalid(text: str) -> CommandError:
     near = near.removeprefix("; did you mean ").removesuffix("?")
     hint = f"Did you mean {near.upper()}?" if near else ""
     return CommandError(f"invalid command '{shown(text)}', use SHOW HELP;", hint=hint)
-
-
-def _at_once(operation: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-    async def run() -> None:
-        operation()
-
-    return run

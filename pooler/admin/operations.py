@@ -73,7 +73,9 @@ class Operations:
             self._not_while_stopping()
             if not databases.paused:
                 paused = ", ".join(database.name for database in databases if database.paused)
-                raise CommandError("pooler is not paused/suspended", hint=f"RESUME ends: {paused}" if paused else "")
+                raise CommandError(
+                    "pooler is not paused/suspended", hint=f"Paused by name: {paused}." if paused else ""
+                )
             databases.paused = False
         for pool in self._pools(name):
             if not databases.is_paused(pool.database):

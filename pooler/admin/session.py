@@ -7,6 +7,7 @@ one by one; no more are read while it is busy, and rows are sent in pieces that 
 import asyncio
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, final
 
@@ -255,7 +256,8 @@ class ConsoleSession(asyncio.Protocol):
             if not self._cancelled or self.ended:
                 raise
             if plan.undo is not None:
-                plan.undo()
+                with suppress(CommandError):  # somebody else has undone it, or it can't be undone any more
+                    plan.undo()
             raise CommandError(_CANCELLED.message, sqlstate=_CANCELLED.sqlstate) from None
         finally:
             self._command, self._cancelled, self.busy_since = None, False, 0.0

@@ -37,7 +37,7 @@ def _lists(office: Office) -> Iterator[Row]:
     yield ("free_servers", 0)
     yield ("used_servers", servers)
     yield ("dns_names", len(list(office.resolver.known())))
-    yield ("dns_zones", 0)
+    yield ("dns_zones", len(office.resolver.zones()))
     yield ("dns_queries", office.resolver.questions)
     yield ("dns_pending", 0)
 
@@ -76,9 +76,8 @@ def _dns_hosts(office: Office) -> Iterator[Row]:
         yield (known.name, known.ttl, ",".join(known.addresses))
 
 
-def _dns_zones(_: Office) -> Iterator[Row]:
-    """Yield nothing: there is nothing like dns_zone_check_period here."""
-    yield from ()
+def _dns_zones(office: Office) -> Iterator[Row]:
+    yield from office.resolver.zones()
 
 
 def _version(_: Office) -> Iterator[Row]:
@@ -90,6 +89,6 @@ TABLES: Final = {
     "state": Table("Whether all is paused (PAUSE)", _STATE, _state),
     "mem": Table("Memory by kind of object, about, in bytes", _MEM, _mem),
     "dns_hosts": Table("Host names, their addresses, and for how many seconds they are good", _DNS_HOSTS, _dns_hosts),
-    "dns_zones": Table("Empty: zones are not watched here", _DNS_ZONES, _dns_zones),
+    "dns_zones": Table("Zones of host names, and their serial numbers (dns_zone_check_period)", _DNS_ZONES, _dns_zones),
     "version": Table("The version of PgBouncer whose console this is, and pgfunnel's", _VERSION, _version),
 }
