@@ -125,7 +125,6 @@ DEFAULTS: Final = {
 
 WITHOUT_EFFECT: Final = {
     "auth_ldap_options": "there is no auth_type ldap, which alone would use them",
-    "dns_zone_check_period": "names are looked up again after dns_max_ttl, whatever their zone says",
     "job_name": "there is no service of Windows to name",
     "pkt_buf": "buffers have the size of what arrives",
     "sbuf_loopcnt": "each chunk that arrives is passed on by itself, so that nobody can hold up others",

@@ -102,7 +102,6 @@ RESTART: Final = frozenset(
         "metrics_addr",
         "metrics_port",
         "pidfile",
-        "resolv_conf",
         "so_reuseport",
         "unix_socket_dir",
         "unix_socket_group",

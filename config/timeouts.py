@@ -88,6 +88,11 @@ class Names(BaseModel):
     dns_nxdomain_ttl: Seconds = Field(
         default=15.0, description="How long a name that was not found, or a failed lookup, is not looked up again."
     )
+    dns_zone_check_period: Seconds = Field(
+        default=0.0,
+        description="How often zones (what comes after the first dot of names) are asked for their serial number; when "
+        "it changes, their names are looked up again. 0 asks never.",
+    )
     resolv_conf: File = Field(
         default=None, description="File in the form of resolv.conf to look names up by; empty for the system's."
     )

@@ -2,7 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypedDict
+from socket import SOCK_STREAM
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypedDict, TypeVar
+
+if TYPE_CHECKING:
+    import aiodns
+
+_T = TypeVar("_T")
 
 _NUMBERS: Final[Mapping[str, Literal["ndots", "timeout", "tries"]]] = {
     "ndots": "ndots",
@@ -29,6 +35,8 @@ class Answer(NamedTuple):
 
 Lookup = Callable[[str, Path | None], Awaitable[Answer]]
 """Looks a name up, by the servers in a file like resolv.conf or the system's. Raises LookupFailedError."""
+SerialOf = Callable[[str, Path | None], Awaitable[int]]
+"""Returns the serial number of a zone, found in the same way. Raises LookupFailedError."""
 
 
 class _Arguments(TypedDict, total=False):
@@ -45,13 +53,28 @@ class _Arguments(TypedDict, total=False):
 
 async def look_up(name: str, resolv_conf: Path | None) -> Answer:
     """See Lookup. What /etc/hosts knows is not asked for."""
+    found = await _ask(resolv_conf, lambda resolver: resolver.getaddrinfo(name, type=SOCK_STREAM))
+    addresses = dict.fromkeys(_text(node.addr[0]) for node in found.nodes)
+    return Answer(tuple(addresses), min((node.ttl for node in found.nodes), default=0))
+
+
+async def serial_of(zone: str, resolv_conf: Path | None) -> int:
+    """See SerialOf."""
+    found = await _ask(resolv_conf, lambda resolver: resolver.query_dns(zone, "SOA"))
+    serials = [serial for record in found.answer if (serial := getattr(record.data, "serial", None)) is not None]
+    if not serials:
+        raise LookupFailedError(f"{zone} is no zone", gone=True)
+    return int(serials[0])
+
+
+async def _ask(resolv_conf: Path | None, question: "Callable[[aiodns.DNSResolver], Awaitable[_T]]") -> _T:
     import aiodns  # noqa: PLC0415 - a pooler of hosts that are given by address has no use for it
 
     # A resolver for each question, which costs a third of a millisecond. One that stays keeps answers for as long as
     # their TTL says, whatever dns_max_ttl does, and may hang once its servers were away (c-ares issue 1000).
     resolver = aiodns.DNSResolver(**(read_resolv_conf(resolv_conf) if resolv_conf is not None else _Arguments()))
     try:
-        found = await resolver.getaddrinfo(name, type=1)
+        return await question(resolver)
     except UnicodeError as error:
         raise LookupFailedError(f"it is no name: {error}", gone=True) from None
     except aiodns.error.DNSError as error:
@@ -60,8 +83,6 @@ async def look_up(name: str, resolv_conf: Path | None) -> Answer:
         raise LookupFailedError(str(text), gone=gone) from None
     finally:
         await resolver.close()
-    addresses = dict.fromkeys(_text(node.addr[0]) for node in found.nodes)
-    return Answer(tuple(addresses), min((node.ttl for node in found.nodes), default=0))
 
 
 def _text(address: object) -> str:

@@ -4,6 +4,7 @@ What is dialled, in which order, is the affair of pooler.hosts.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Final, NamedTuple, final
 
 from config.hosts import is_local
 from pooler.current import Current
-from pooler.dns import Answer, Lookup, LookupFailedError, look_up
+from pooler.dns import Answer, Lookup, LookupFailedError, SerialOf, look_up, serial_of
 from pooler.log import Log
 
 LEAST_TTL_S: Final = 1.0
@@ -37,6 +38,16 @@ class Known(NamedTuple):
     addresses: tuple[str, ...]
 
 
+class Zone(NamedTuple):
+    """What SHOW DNS_ZONES says of a zone: what comes after the first dot of names."""
+
+    name: str
+    serial: int
+    """0 = not known yet."""
+    names: int
+    """How many there are in it."""
+
+
 @final
 class _Name:
     """What is known of one name."""
@@ -58,12 +69,23 @@ class _Name:
 class Resolver:
     """Asks for names, once for all who want to know at the same time, and remembers the answers."""
 
-    def __init__(self, current: Current, now: Callable[[], float], log: Log, lookup: Lookup = look_up) -> None:
+    def __init__(
+        self,
+        current: Current,
+        now: Callable[[], float],
+        log: Log,
+        lookup: Lookup = look_up,
+        serial: SerialOf = serial_of,
+    ) -> None:
         self._current = current
         self._now = now
         self._log = log
         self._lookup = lookup
+        self._serial = serial
         self._names: dict[str, _Name] = {}
+        self._serials: dict[str, int] = {}
+        self._zones_checked_at = now()
+        self._zone_check: asyncio.Task[None] | None = None
         self.moved: Callable[[str], None] = lambda _name: None
         """Called when a name has lost an address."""
 
@@ -96,6 +118,29 @@ class Resolver:
             elif now - name.wanted_at > KEPT_S:
                 del self._names[host]
 
+        period = self._current.settings.dns_zone_check_period
+        if period and now - self._zones_checked_at >= period and self._zone_check is None and self._names:
+            self._zone_check = asyncio.get_running_loop().create_task(self._check_zones())
+
+    async def _check_zones(self) -> None:
+        """Ask each zone for its serial number; where it is another than before, names are looked up again."""
+        try:
+            for zone in self.zones():
+                try:
+                    async with asyncio.timeout(QUESTION_S):
+                        serial = await self._serial(zone.name, self._resolv_conf)
+                except (LookupFailedError, TimeoutError):
+                    continue  # it may be none; its names are looked up after their time all the same
+                if zone.serial and serial != zone.serial:
+                    self._log.info("dns_zone_changed", zone=zone.name, serial=serial, before=zone.serial)
+                    for host, name in self._names.items():
+                        if _zone_of(host) == zone.name:
+                            name.good_until = 0.0
+                self._serials[zone.name] = serial
+        finally:
+            self._zones_checked_at = self._now()
+            self._zone_check = None
+
     def expire(self) -> None:
         """Look every name up again when it is needed next: a reload may have changed by which servers."""
         for name in self._names.values():
@@ -107,11 +152,9 @@ class Resolver:
         return name.question
 
     async def _find_out(self, host: str, name: _Name) -> None:
-        settings = self._current.settings
-        resolv_conf = Path(settings.resolv_conf) if settings.resolv_conf is not None else None
         try:
             async with asyncio.timeout(QUESTION_S):
-                answer = await self._lookup(host, resolv_conf)
+                answer = await self._lookup(host, self._resolv_conf)
         except LookupFailedError as failure:
             self._failed(host, name, str(failure), gone=failure.gone)
         except TimeoutError:
@@ -139,6 +182,11 @@ class Resolver:
             self._log.warning("dns_failed", host=host, error=failure, still_used=stale or None)
         name.gone, name.failure = gone, failure
 
+    @property
+    def _resolv_conf(self) -> Path | None:
+        path = self._current.settings.resolv_conf
+        return Path(path) if path is not None else None
+
     # --- for the console
 
     def known(self) -> Iterator[Known]:
@@ -148,17 +196,28 @@ class Resolver:
             addresses = () if name.gone else name.addresses
             yield Known(host, max(0, round(name.good_until - now)), addresses)
 
+    def zones(self) -> list[Zone]:
+        """Return what SHOW DNS_ZONES shows."""
+        counts = Counter(filter(None, map(_zone_of, self._names)))
+        return [Zone(zone, self._serials.get(zone, 0), count) for zone, count in sorted(counts.items())]
+
     @property
     def questions(self) -> int:
         """How many are under way."""
-        return sum(name.question is not None for name in self._names.values())
+        return sum(name.question is not None for name in self._names.values()) + (self._zone_check is not None)
 
     async def close(self) -> None:
         """Give up what is under way."""
         questions = [name.question for name in self._names.values() if name.question is not None]
+        if self._zone_check is not None:
+            questions.append(self._zone_check)
         for question in questions:
             question.cancel()
         await asyncio.gather(*questions, return_exceptions=True)
+
+
+def _zone_of(host: str) -> str:
+    return host.rstrip(".").partition(".")[2]
 
 
 def _is_address(host: str) -> bool:

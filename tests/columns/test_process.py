@@ -75,12 +75,16 @@ def test_dns_hosts_shows_addresses_and_for_how_long_they_are_good(shop: StartSho
             assert sorted(row["addrs"].split(",")) == ["127.0.0.1", "127.0.0.2"]
 
 
-def test_dns_zones_has_the_columns_zonename_serial_and_count_and_no_rows(shop: StartShop) -> None:
-    with Console(shop()) as console:
-        described = console.connection.execute("SHOW DNS_ZONES")
-        assert described.description is not None
-        assert [column.name for column in described.description] == ["zonename", "serial", "count"]
-        assert described.fetchall() == []
+def test_dns_zones_shows_the_serial_number_of_a_zone_and_how_many_names_it_has(shop: StartShop, tmp_path: Path) -> None:
+    with DnsServer(db_test=["127.0.0.1"]) as dns:
+        dns.serial = 7
+        resolv_conf = str(dns.resolv_conf(tmp_path))
+        pooler = shop(host="db.test", port=1, resolv_conf=resolv_conf, dns_zone_check_period=0.5)
+        with Console(pooler) as console, pooler.connect() as wire:
+            assert console.show("DNS_ZONES") == []
+            wire.send(startup({"user": "alice", "database": "shop"}))
+            eventually(lambda: console.show("DNS_ZONES") == [{"zonename": "test", "serial": 7, "count": 1}])
+            assert console.one("LISTS", list="dns_zones")["items"] == 1
 
 
 def test_version_is_that_of_pgbouncer_and_of_pgfunnel(shop: StartShop) -> None:

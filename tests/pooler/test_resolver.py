@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
-from pooler.dns import Answer, LookupFailedError, look_up, read_resolv_conf
+from pooler.dns import Answer, LookupFailedError, look_up, read_resolv_conf, serial_of
 from pooler.log import make_log
-from pooler.resolver import KEPT_S, Known, Resolver, UnresolvedError
+from pooler.resolver import KEPT_S, Known, Resolver, UnresolvedError, Zone
 from tests.support.configuration import current
 from tests.support.dns import DnsServer
 
@@ -27,6 +27,9 @@ class Dns:
         self.answering = asyncio.Event()
         self.answering.set()
         self.written = io.StringIO()
+        self.serial: int | None = None
+        self.zones: list[str] = []
+        """Those that were asked for their serial number."""
 
     async def look_up(self, name: str, resolv_conf: Path | None) -> Answer:
         self.asked += 1
@@ -35,9 +38,17 @@ class Dns:
             raise self.failure
         return Answer(self.addresses, self.ttl)
 
+    async def serial_of(self, zone: str, resolv_conf: Path | None) -> int:
+        self.zones.append(zone)
+        if self.serial is None:
+            raise LookupFailedError("no such zone", gone=True)
+        return self.serial
+
     def resolver(self, **settings: float) -> Resolver:
         in_force = current(Settings.model_validate({"upstream": "postgresql://db.test", **settings}))
-        return Resolver(in_force, lambda: self.time, make_log("text", "info", self.written), self.look_up)
+        return Resolver(
+            in_force, lambda: self.time, make_log("text", "info", self.written), self.look_up, self.serial_of
+        )
 
     @property
     def log(self) -> str:
@@ -181,6 +192,42 @@ async def test_names_that_nobody_uses_are_left_alone_and_forgotten() -> None:
     assert dns.asked == 1
 
 
+async def sweep(resolver: Resolver) -> None:
+    resolver.sweep(lambda _: True)
+    await asyncio.sleep(0.01)
+
+
+async def test_names_are_looked_up_again_when_their_zone_has_changed() -> None:
+    dns = Dns("10.0.0.1")
+    dns.serial = 7
+    resolver = dns.resolver(dns_max_ttl=3600, dns_zone_check_period=10)
+    await resolver.addresses("a.db.test")
+    await resolver.addresses("b.db.test")
+    await sweep(resolver)
+    assert (dns.zones, resolver.zones()) == ([], [Zone("db.test", 0, 2)]), "not yet"
+    for serial, asked in ((7, 2), (7, 2), (8, 4), (8, 4)):
+        dns.time += 10
+        dns.serial = serial
+        await sweep(resolver)  # which asks for the serial number
+        await sweep(resolver)  # and this for the names
+        assert (dns.asked, resolver.zones()) == (asked, [Zone("db.test", serial, 2)])
+    assert dns.zones == ["db.test"] * 4
+    assert "event=dns_zone_changed zone=db.test serial=8 before=7" in dns.log
+
+
+async def test_zones_are_not_asked_unless_the_period_says_so_and_may_be_none() -> None:
+    dns = Dns("10.0.0.1")
+    for period, asked in ((0, []), (10, ["test", "test"])):
+        resolver = dns.resolver(dns_zone_check_period=period)
+        await resolver.addresses("db.test")
+        await resolver.addresses("localhost")
+        for _ in range(2):
+            dns.time += 10
+            await sweep(resolver)
+        assert dns.zones == asked
+    assert resolver.zones() == [Zone("test", 0, 1)]
+
+
 # --- the questions themselves
 
 
@@ -212,6 +259,14 @@ async def test_a_name_that_does_not_exist_is_told_from_a_server_that_fails(
     with pytest.raises(LookupFailedError) as failed:
         await look_up("db.test", server.resolv_conf(tmp_path))
     assert not failed.value.gone
+
+
+async def test_a_zone_tells_its_serial_number(server: DnsServer, tmp_path: Path) -> None:
+    resolv_conf = server.resolv_conf(tmp_path)
+    with pytest.raises(LookupFailedError):
+        await serial_of("test", resolv_conf)
+    server.serial = 2026112100
+    assert await serial_of("test", resolv_conf) == 2026112100
 
 
 async def test_what_hosts_files_know_is_not_asked_for(server: DnsServer, tmp_path: Path) -> None:

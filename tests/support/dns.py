@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final, Self
 
 A: Final = 1
+SOA: Final = 6
 NXDOMAIN: Final = 3
 SERVFAIL: Final = 2
 
@@ -18,11 +19,15 @@ class DnsServer:
     def __init__(self, **names: list[str]) -> None:
         self.names = {name.replace("_", "."): addresses for name, addresses in names.items()}
         self.ttl = 300
+        self.serial = 0
+        """That of every zone; 0: there is none."""
         self.silent = False
         self.broken = False
         """It answers that it can't."""
         self.asked: list[str] = []
         """The names whose addresses it was asked for."""
+        self.zones: list[str] = []
+        """The zones whose serial number it was asked for."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -62,13 +67,18 @@ class DnsServer:
             at += 1 + question[at]
         name = ".".join(labels).lower()
         (kind,) = struct.unpack_from("!H", question, at + 1)
-        if kind == A:
-            self.asked.append(name)
+        if kind in (A, SOA):
+            (self.asked if kind == A else self.zones).append(name)
         addresses = self.names.get(name)
         code = SERVFAIL if self.broken else NXDOMAIN if addresses is None else 0
         found = addresses if addresses and kind == A and not code else []
         records = b"".join(
             struct.pack("!HHHIH", 0xC00C, A, 1, self.ttl, 4) + socket.inet_aton(address) for address in found
         )
-        head = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(found), 0, 0)
+        count = len(found)
+        if kind == SOA and self.serial:
+            code, count = 0, 1
+            data = b"\0\0" + struct.pack("!IIIII", self.serial, 3600, 600, 86400, 60)
+            records = struct.pack("!HHHIH", 0xC00C, SOA, 1, self.ttl, len(data)) + data
+        head = question[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, count, 0, 0)
         return head + question[12 : at + 5] + records
