@@ -221,8 +221,8 @@ class Pooler:
         parts.departures.close()
         if self._web is not None:
             await self._web.close()
-        self.log.info("stopped")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             # One more must not kill what has ended well, and only has to remove its pidfile.
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
+        self.log.info("stopped")

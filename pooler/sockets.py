@@ -86,7 +86,7 @@ def _unix_socket(path: Path, settings: Settings) -> socket.socket:
         _remove_stale(path)
         sock.setblocking(False)  # noqa: FBT003
         sock.bind(str(path))
-        os.chown(path, -1, group)
+        os.lchown(path, -1, group)
         path.chmod(settings.unix_socket_mode)
     except OSError as error:
         sock.close()

@@ -16,11 +16,11 @@ class Pidfile:
     def check(self) -> None:
         """See that no other process has it; what one that has died has left is removed. Raises StartError."""
         try:
-            text = self._path.read_text()
+            text = self._path.read_text(errors="replace")
         except FileNotFoundError:
             return
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartError(f"can't read pidfile {self._path}: {error}") from None
+        except OSError as error:
+            raise StartError(f"can't read pidfile {self._path}: {error.strerror}") from None
         if not _is_stale(text):
             raise StartError(f"pidfile {self._path} exists: another process runs with it, or it is none of a process")
         try:
@@ -38,8 +38,8 @@ class Pidfile:
 
     def remove(self) -> None:
         """Remove it, if it is still ours."""
-        with suppress(OSError, UnicodeDecodeError):
-            if self._path.read_text() == f"{os.getpid()}\n":
+        with suppress(OSError):
+            if self._path.read_text(errors="replace") == f"{os.getpid()}\n":
                 self._path.unlink()
 
 

@@ -12,7 +12,7 @@ from pooler.process.daemon import go_into_background, tell_ready
 from pooler.process.errors import StartError
 from pooler.process.notify import ServiceManager
 from pooler.process.pidfile import Pidfile
-from pooler.process.privileges import become
+from pooler.process.privileges import acting_as, become
 
 
 class Process:
@@ -31,12 +31,13 @@ class Process:
         """Before anything else, while there is one thread and no loop. Raises StartError."""
         settings = self._settings
         keep_standard_descriptors()
-        if self._pidfile is not None:
-            self._pidfile.check()
-        if self._daemon:
-            go_into_background()
-        if failure := self._open_journal(settings):
-            raise StartError(f"can't open logfile {settings.logfile}: {failure}")
+        with acting_as(settings.user):
+            if self._pidfile is not None:
+                self._pidfile.check()
+            if self._daemon:
+                go_into_background()
+            if failure := self._open_journal(settings):
+                raise StartError(f"can't open logfile {settings.logfile}: {failure}")
 
     def _open_journal(self, settings: Settings) -> str:
         """Return why it can't be opened; then the log goes where it went before."""
@@ -51,9 +52,9 @@ class Process:
 
         What can't be read again by then, the log tells. Raises StartError.
         """
-        user, logfile = self._settings.user, self._settings.logfile
+        user = self._settings.user
         if user:
-            become(user, [logfile] if logfile is not None else [])
+            become(user)
             for path in files_of(loaded):
                 if not os.access(path, os.R_OK):
                     self.log.warning("file_not_readable", file=str(path), user=user)

@@ -61,7 +61,7 @@ def test_a_stale_pidfile_is_replaced(tmp_path: Path, stale: Callable[[], str]) -
     assert (tmp_path / "pid").read_text() == f"{os.getpid()}\n"
 
 
-@pytest.mark.parametrize("text", ["", "no number", "0", "-1", "1", str(os.getppid()), "9" * 30])
+@pytest.mark.parametrize("text", ["", "no number", "\xff", "0", "-1", "1", str(os.getppid()), "9" * 30])
 def test_a_file_that_may_be_somebodys_is_left_alone(tmp_path: Path, text: str) -> None:
     (tmp_path / "pid").write_text(text)
     with pytest.raises(StartError, match="exists"):
@@ -160,9 +160,21 @@ def test_root_becomes_the_user_for_good(postgres: EmbeddedPostgres, everybodys: 
             assert client.value("SELECT 'served'") == "served"
 
 
+@needs_root
+def test_a_link_in_the_place_of_the_log_leads_nowhere(postgres: EmbeddedPostgres, everybodys: Path) -> None:
+    treasure = everybodys / "treasure"
+    treasure.write_text("root's")
+    treasure.chmod(0o644)
+    (everybodys / "log").symlink_to(treasure)
+    done = start_daemon(everybodys, postgres, user="nobody", listen_port=two_free_ports()[0], metrics_port=0)
+    assert done.returncode == 1
+    assert done.stderr == f"pgfunnel: can't open logfile {everybodys}/log: Permission denied\n"
+    assert (treasure.read_text(), treasure.owner()) == ("root's", "root")
+
+
 def test_a_user_that_does_not_exist_is_told() -> None:
     with pytest.raises(StartError, match="user: there is no system user 'nobody-has-it'"):
-        become("nobody-has-it", [])
+        become("nobody-has-it")
 
 
 def test_only_root_becomes_another_user(postgres: EmbeddedPostgres) -> None:
