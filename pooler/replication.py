@@ -117,9 +117,12 @@ class Passages:
         return passage.server if passage is not None else None
 
     def sweep(self) -> None:
-        """End what leads to where its pool does not lead any more: unlike others, it never comes back by itself."""
+        """End what leads to where its pool does not lead any more: unlike others, it never comes back by itself.
+
+        A pause waits for a command that comes to an end.
+        """
         for passage in self:
-            if passage.era != passage.pool.era:
+            if passage.era != passage.pool.era and not (passage.pool.paused and passage.busy):
                 passage.end(REPLACED)
 
     def drain(self, ending: Ending) -> bool:

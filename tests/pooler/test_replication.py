@@ -278,6 +278,18 @@ async def test_it_ends_when_its_pool_leads_elsewhere(office: Office) -> None:
     assert b"57P01" in sent(guest.client)
 
 
+async def test_a_pause_waits_for_what_comes_to_an_end(office: Office) -> None:
+    guest, server = await office.opens()
+    guest.client.receive(query("BASE_BACKUP"))
+    office.house.pool.paused = True
+    office.house.pool.era += 1
+    office.passages.sweep()
+    assert not office.endings
+    server.receive(DONE)
+    office.passages.sweep()
+    assert office.endings == [REPLACED.reason]
+
+
 async def test_a_connection_that_breaks_as_it_is_opened_is_told(office: Office) -> None:
     guest = office.comes()
     attempt = await office.attempts.get()
