@@ -1,4 +1,4 @@
-"""A reload that gives a pool another mode makes another pool of it: what the old one has counted stays."""
+"""What a reload changes: the thresholds of slow lines at once; and no counter, though a pool gives way to another."""
 
 import signal
 from pathlib import Path
@@ -25,3 +25,15 @@ def test_counters_outlive_the_pool(postgres: EmbeddedPostgres, pgfunnel: StartPg
             assert pooler.metric("pgfunnel_transactions_total") == 5
             assert pooler.metric("pgfunnel_transaction_seconds_count") == 5
             assert pooler.metric("pgfunnel_client_logins_total") == 2
+
+
+def test_what_is_slow_may_change_while_clients_are_there(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
+    pooler = pgfunnel(postgres.url(), toml="log_slow_query = 0\n")
+    with pooler.login() as client:
+        client.query("SELECT pg_sleep(0.15)")
+        Path(str(pooler.settings["config"])).write_text("log_slow_query = 0.1\n")
+        pooler.signal(signal.SIGHUP)
+        pooler.wait_for_log("event=reloaded")
+        client.query("SELECT pg_sleep(0.15), 1")
+    pooler.wait_for_log("event=slow_query")
+    assert [line.split("query=")[1] for line in pooler.log if "event=slow" in line] == ['"SELECT pg_sleep(?), ?"']
