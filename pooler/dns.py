@@ -1,5 +1,6 @@
 """Questions to the DNS, over aiodns: to the servers that the system names, or those that a file of ours does."""
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from socket import SOCK_STREAM
@@ -70,6 +71,8 @@ async def serial_of(zone: str, resolv_conf: Path | None) -> int:
 async def _ask(resolv_conf: Path | None, question: "Callable[[aiodns.DNSResolver], Awaitable[_T]]") -> _T:
     import aiodns  # noqa: PLC0415 - a pooler of hosts that are given by address has no use for it
 
+    # Where the system has no inotify watches left, it warns past our log that it does without, which does as well.
+    logging.getLogger("aiodns").setLevel(logging.ERROR)
     # A resolver for each question, which costs a third of a millisecond. One that stays keeps answers for as long as
     # their TTL says, whatever dns_max_ttl does, and may hang once its servers were away (c-ares issue 1000).
     resolver = aiodns.DNSResolver(**(read_resolv_conf(resolv_conf) if resolv_conf is not None else _Arguments()))

@@ -151,6 +151,7 @@ class Pools:
         settings = self._settings
         pool.size = self.shares.count(terms.pool_size, terms)
         pool.min_size = min(terms.min_pool_size, pool.size or terms.min_pool_size)
+        pool.ahead = terms.forced_user and pool.min_size > 0
         pool.reserve = terms.reserve_pool_size
         pool.concurrency = settings.server_connect_concurrency
         pool.take_in_turn(in_turn=settings.server_round_robin)
@@ -267,6 +268,13 @@ class Pools:
         for watcher in list(self.watchers):
             watcher()
 
+    def _make_ahead(self) -> None:
+        """Have the pools of databases with a user of their own that keep a minimum, as PgBouncer does."""
+        for name, entry in self._current.directory.databases.items():
+            least = self._settings.min_pool_size if entry.min_pool_size is None else entry.min_pool_size
+            if entry.user is not None and name != FALLBACK and least and (entry.user, name) not in self._pools:
+                self.get(entry.user, name)
+
     def sweep(self, used: Callable[[ServerPool], bool], now: float) -> None:
         """Forget pools without clients: those of databases that are gone, of another mode, and those long unused.
 
@@ -282,9 +290,10 @@ class Pools:
             self.shares.enforce()  # what was being opened when a server shrank is open by now
         for pool in self.shares.due():
             self.openings.begin(self._look_again(pool))
+        self._make_ahead()
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
-            if used(pool) or pool.waiters or pool.newcomers or pool.opening or pool.aside:
+            if used(pool) or pool.ahead or pool.waiters or pool.newcomers or pool.opening or pool.aside:
                 pool.unused_since = 0.0
                 continue
             pool.unused_since = pool.unused_since or now
@@ -400,6 +409,7 @@ class Pools:
     async def close(self) -> None:
         """Give up what is being opened, and close every connection."""
         await self.openings.close()
+        await self._hosts.resolver.close()
         for pool in self:
             for server in list(pool.servers):
                 server.end(Reason.SHUTDOWN)

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import pycares
 import pytest
 
 from config.settings import Settings
@@ -259,6 +260,21 @@ async def test_a_name_that_does_not_exist_is_told_from_a_server_that_fails(
     with pytest.raises(LookupFailedError) as failed:
         await look_up("db.test", server.resolv_conf(tmp_path))
     assert not failed.value.gone
+
+
+async def test_a_system_without_inotify_watches_will_do(
+    server: DnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Watchless(pycares.Channel):
+        def __init__(self, **options: object) -> None:
+            if "sock_state_cb" not in options:
+                self._channel = None
+                raise pycares.AresError("Failed to initialize c-ares channel")
+            super().__init__(**options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pycares.Channel", Watchless)
+    assert (await look_up("db.test", server.resolv_conf(tmp_path))).addresses
+    assert not caplog.records
 
 
 async def test_a_zone_tells_its_serial_number(server: DnsServer, tmp_path: Path) -> None:
