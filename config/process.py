@@ -71,6 +71,11 @@ class Process(BaseModel):
             raise ValueError("is given, and the upstream URL has a password: leave out one of them")
         if isinstance(source, FromRdsIam) and upstream is None and "upstream" in info.data:
             raise ValueError("is aws-rds-iam, which signs its tokens for the host of the upstream URL: give one")
+        if isinstance(source, FromRdsIam) and upstream is not None and upstream.others:
+            raise ValueError(
+                "is aws-rds-iam, which signs its tokens for one host, and the upstream URL has several: give it the "
+                "endpoint of the cluster"
+            )
         if isinstance(source, FromRdsIam) and mode in ("disable", "allow", "prefer"):
             raise ValueError(f"is aws-rds-iam, and server_tls_sslmode is {mode}: RDS takes TLS (best verify-full)")
         return source

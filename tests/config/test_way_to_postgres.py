@@ -59,3 +59,9 @@ def test_a_mistake_in_a_password_source_does_not_show_it() -> None:
 def test_tokens_for_rds_are_sent_over_tls_only(mode: str) -> None:
     said = mistakes("--upstream", f"{URL}?sslmode={mode}", "--server-password-source", "aws-rds-iam")
     assert f"is aws-rds-iam, and server_tls_sslmode is {mode}" in said
+
+
+def test_tokens_of_rds_are_for_one_host() -> None:
+    url = "postgresql://app@a.rds.amazonaws.com,b.rds.amazonaws.com/shop?sslmode=verify-full"
+    said = mistakes("--upstream", url, "--server-password-source", "aws-rds-iam")
+    assert "signs its tokens for one host, and the upstream URL has several" in said
