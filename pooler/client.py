@@ -197,18 +197,15 @@ class ClientSession(asyncio.Protocol):
         """Send `data` to an idle server that has this client's settings; else give them to `server` ahead of it."""
         profile = self.profile
         server = self.pool.swap(server, lambda other: other.profile is profile)
-        self._link(server, data, self.pool.clock())
-        if server.profile is profile:
-            self._forward(server, data)
-        else:
-            self._send_dressed(server, data)
-
-    def _link(self, server: "ServerSession", data: bytes, now: float) -> None:
-        server.since = now
+        server.since = self.pool.clock()
         server.request = data
         server.client = self
         self.server = server
         self.idle_since = 0.0
+        if server.profile is profile:
+            self._forward(server, data)
+        else:
+            self._send_dressed(server, data)
 
     def _send_dressed(self, server: "ServerSession", data: bytes) -> None:
         """Send `data` to the linked server behind this client's settings.
@@ -235,7 +232,11 @@ class ClientSession(asyncio.Protocol):
             slow.waited(pool, self, waited, len(pool.waiters))
         self.waiting = False
         data = self.pending
-        self._link(server, data, now)
+        server.since = now
+        server.request = data
+        server.client = self
+        self.server = server
+        self.idle_since = 0.0
         self.pending = b""
         if len(data) > PENDING_LIMIT:
             self.transport.resume_reading()
