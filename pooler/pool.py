@@ -106,6 +106,7 @@ class Pool(Generic[S]):
         "_lending",
         "_open",
         "_returned",
+        "ahead",
         "aside",
         "caps",
         "clock",
@@ -167,6 +168,8 @@ class Pool(Generic[S]):
         """How often all of its connections were given up: those that were begun to be opened before are, too."""
         self.size = size
         self.min_size = min_size
+        self.ahead = False
+        """Its minimum is there before anybody comes."""
         self.reserve = reserve
         self.concurrency = concurrency
         self.caps = caps
@@ -295,7 +298,7 @@ class Pool(Generic[S]):
             wanted -= 1
             self.testing += 1
             self.stale.pop().check()
-        if self.in_use:
+        if self.in_use or self.ahead:
             wanted = max(wanted, self.min_size - len(self.servers) - self.opening)
         while wanted > 0 and self._may_open(now):
             wanted -= 1

@@ -151,7 +151,7 @@ class Pools:
         settings = self._settings
         pool.size = self.shares.count(terms.pool_size, terms)
         pool.min_size = min(terms.min_pool_size, pool.size or terms.min_pool_size)
-        pool.ahead = terms.forced_user and pool.min_size > 0
+        pool.ahead = terms.forced_user and pool.min_size > 0 and pool not in self._former
         pool.reserve = terms.reserve_pool_size
         pool.concurrency = settings.server_connect_concurrency
         pool.take_in_turn(in_turn=settings.server_round_robin)
@@ -243,6 +243,7 @@ class Pools:
         if self._pools.get((pool.user, pool.database)) is pool:
             del self._pools[pool.user, pool.database]
         self._former.add(pool)
+        pool.ahead = False
 
     def reconnect(self, pool: ServerPool) -> None:
         """Close every connection of a pool as soon as it comes back, and what is being opened, too."""
@@ -293,12 +294,12 @@ class Pools:
         self._make_ahead()
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
-            if used(pool) or pool.ahead or pool.waiters or pool.newcomers or pool.opening or pool.aside:
+            if used(pool) or pool.waiters or pool.newcomers or pool.opening or pool.aside:
                 pool.unused_since = 0.0
                 continue
             pool.unused_since = pool.unused_since or now
             obsolete = pool in self._former or self.databases.known(pool.database) is None
-            if obsolete or 0 < idle_timeout <= now - pool.unused_since:
+            if obsolete or (not pool.ahead and 0 < idle_timeout <= now - pool.unused_since):
                 for server in list(pool.servers):
                     server.retire(Reason.POOL_IDLE_TIMEOUT)
                 if not pool.servers:

@@ -141,6 +141,13 @@ def test_min_pool_size_holds_for_the_pools_of_a_database(entries: StartPgfunnel,
         eventually(lambda: backends() == 1 + 2)
 
 
+def test_min_pool_size_holds_for_a_database_with_a_forced_user_before_anybody_comes(
+    entries: StartPgfunnel, backends: CountBackends
+) -> None:
+    entries({"min_pool_size": 2, "user": "alice"})
+    eventually(lambda: backends() == 2)
+
+
 @pytest.mark.parametrize("whose", ["databases", "users"])
 def test_reserve_pool_size_holds_for_the_pools_of_a_database_or_a_user(entries: StartPgfunnel, whose: str) -> None:
     own = {"reserve_pool_size": 1}
