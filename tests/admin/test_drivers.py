@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import struct
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +20,18 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.pgfunnel import Pgfunnel
-from tests.support.wire import Wire, bind, describe_portal, describe_statement, execute, kinds, parse, query, sync
+from tests.support.wire import (
+    Wire,
+    bind,
+    describe_portal,
+    describe_statement,
+    execute,
+    kinds,
+    parse,
+    query,
+    sync,
+    terminate,
+)
 
 HERE: Final = Path(__file__).parent
 NODE: Final = HERE.parent / "integration" / "node"
@@ -300,3 +313,22 @@ def test_a_client_that_breaks_off_leaves_nothing_behind(pooler: Pgfunnel) -> Non
         wire.reset()
     with pooler.login("postgres", "pgbouncer") as wire:
         assert len([row for row in wire.rows("SHOW CLIENTS") if row[2] == "pgbouncer"]) == 1
+
+
+def test_no_message_however_odd_makes_the_console_stumble(pooler: Pgfunnel) -> None:
+    chance = random.Random(20)
+    texts = ["SHOW POOLS", "SHOW", "", "BEGIN", "SET a", "select 1, ,", "SHOW LISTS;;x", "'", '"', "--", "\udcff", "$1"]
+    for _ in range(60):
+        with pooler.login("postgres", "pgbouncer") as wire:
+            for _ in range(12):
+                kind = chance.choice("QPBDECSHX")
+                text = chance.choice(texts).encode("utf-8", "surrogateescape")
+                payload = chance.choice([text + b"\0", b"\0" + text + b"\0\0\0", b"S" + text, b"P\0", b"", b"\0" * 9])
+                with suppress(OSError):
+                    wire.send(kind.encode() + struct.pack("!I", len(payload) + 4) + payload)
+            with suppress(OSError):
+                wire.send(sync() + terminate())
+            wire.read_to_end()
+    with pooler.login("postgres", "pgbouncer") as wire:
+        assert wire.value("SHOW VERSION") is not None
+    assert not any("internal_error" in line for line in pooler.log)
