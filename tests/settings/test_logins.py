@@ -135,6 +135,7 @@ def test_query_wait_notify_tells_who_waits_that_it_does(postgres: EmbeddedPostgr
     with pooler.login() as busy, pooler.login() as waiting:
         busy.query("BEGIN")
         waiting.send(query("SELECT 1"))
+        waiting.socket.settimeout(4)  # by default it would take longer
         notice = waiting.read()
         assert (notice.kind, notice.fields["C"]) == ("N", "00000")
         assert notice.fields["M"] == "No server connection available in postgres backend, client being queued"
