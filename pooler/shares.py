@@ -162,8 +162,10 @@ class Shares:
         return [server.cap for server in self._servers.values()]
 
     def capacities(self) -> Iterable[Capacity]:
-        """Return what is known of servers."""
-        return [server.capacity for server in self._servers.values() if server.capacity.max_connections]
+        """Return what is known of servers that pools have shares of."""
+        return [
+            server.capacity for server in self._servers.values() if server.cap.limit and server.capacity.max_connections
+        ]
 
     def _limit(self, server: _Server) -> None:
         limit = 0

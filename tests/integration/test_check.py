@@ -91,6 +91,14 @@ def test_it_fails_where_a_database_cannot_be_used_and_says_why(postgres: Embedde
     assert "secret" not in out
 
 
+def test_it_says_which_databases_it_could_not_look_at(toml: Path) -> None:
+    secret = f"SCRAM-SHA-256$4096:{'A' * 22}==${'A' * 43}=:{'A' * 43}="
+    toml.write_text(f'[users]\ncarol = "{secret}"\n[databases.shop]\nhost = "127.0.0.1"\n')
+    status, out, _ = check(f"--config={toml}")
+    assert status == 0
+    assert "warning: shop: not tried, as no user is known to log in with" in out
+
+
 def test_a_wrong_configuration_is_told_from_a_wrong_database(toml: Path) -> None:
     toml.write_text("[databases.shop]\nhosts = 'a'\n")
     status, out, err = check(f"--config={toml}")

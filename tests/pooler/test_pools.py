@@ -1,5 +1,6 @@
 """Opening connections for pools: what a failed attempt means for those who wait."""
 
+import asyncio
 import io
 from itertools import count
 from math import inf
@@ -21,20 +22,26 @@ from pooler.pools import Pools
 from pooler.resolver import Resolver
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
+from pooler.shares import READ_AGAIN_S
 from pooler.tally import Tally
-from protocol.messages import AUTHENTICATION_CLEARTEXT, TERMINATE, ErrorFields, fatal
+from protocol.messages import AUTHENTICATION_CLEARTEXT, READY_IDLE, TERMINATE, ErrorFields, fatal, message
 from tests.pooler.house import House, query, wire
 from tests.support.configuration import current
 from tests.support.scripted_upstream import GREETING, Peer, Script, scripted_upstream
 from tests.support.transport import MockTransport
 
 
-def pools_with(vault: Vault, port: int = 5432, limit: int = 0) -> Pools:
-    settings = Settings(
-        upstream=f"postgresql://alice@127.0.0.1:{port}/shop", max_db_connections=limit, max_user_connections=limit
+def pools_with(vault: Vault, port: int = 5432, limit: int = 0, house: House | None = None, size: str = "64") -> Pools:
+    settings = Settings.model_validate(
+        {
+            "upstream": f"postgresql://alice@127.0.0.1:{port}/shop",
+            "max_db_connections": limit,
+            "max_user_connections": limit,
+            "default_pool_size": size,
+        }
     )
     log = make_log("text", "info", io.StringIO())
-    house = House()
+    house = house or House()
     in_force = current(settings)
     return Pools(
         in_force,
@@ -192,6 +199,33 @@ async def test_names_of_databases_that_there_are_not_leave_nothing_behind() -> N
     assert not list(pools)
     assert not list(pools.caps)
     await pools.close()
+
+
+async def test_a_server_that_is_used_is_asked_again_what_it_has() -> None:
+    figures = iter((b"20", b"40"))
+    asked = asyncio.Semaphore(0)
+
+    async def script(peer: Peer) -> None:
+        await peer.packet()
+        peer.say(GREETING)
+        assert b"max_connections" in await peer.message()
+        peer.say(message(b"D", b"\0\1\0\0\0\2" + next(figures)), READY_IDLE)
+        await peer.until_gone()
+        asked.release()
+
+    house = House()
+    async with scripted_upstream(script) as upstream:
+        pools = pools_with(Vault({}), upstream.port, house=house, size="50%")
+        pool = pool_of(pools)
+        (await log_in(pools)).transport.close()
+        await asked.acquire()
+        assert pool.size == 10
+        pool.stats.done = pool.stats.done._replace(transactions=1)
+        pools.sweep(lambda _: True, house.time)
+        house.time += READ_AGAIN_S
+        pools.sweep(lambda _: True, house.time)
+        await asked.acquire()
+        assert pool.size == 20
 
 
 async def test_a_knock_says_whether_postgres_answers_and_leaves() -> None:
