@@ -23,6 +23,7 @@ from pooler.admin.consoles import Consoles
 from pooler.admin.office import Office, Service
 from pooler.admin.operations import Operations
 from pooler.admin.reception import Reception
+from pooler.borrower import ServerDuties
 from pooler.cancel import Canceller
 from pooler.client import ClientDuties, Clients
 from pooler.credentials.credential import Password
@@ -48,7 +49,6 @@ from pooler.reasons import Ending, Reason
 from pooler.replication import PassageDuties, Passages
 from pooler.report import Report
 from pooler.resolver import Resolver
-from pooler.server import ServerDuties
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import ignored_everywhere
 from pooler.slow import Slow

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Final, Protocol
 
 from config.settings import Settings
+from pooler.borrower import ServerDuties
 from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.source import SourceFailedError
 from pooler.current import Current
@@ -19,7 +20,7 @@ from pooler.log import Log
 from pooler.place import Place
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
-from pooler.server import ServerDuties, ServerSession
+from pooler.server import ServerSession
 from pooler.server_logins import ServerLogins
 from pooler.session_state.session import SessionState
 from pooler.sockets import keep_alive

@@ -11,6 +11,7 @@ from config.databases import FALLBACK
 from config.pools import PoolMode
 from config.settings import Settings
 from config.terms import Terms, terms_for
+from pooler.borrower import ServerDuties
 from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.credential import Password
 from pooler.credentials.source import SourceFailedError
@@ -25,7 +26,7 @@ from pooler.place import Place
 from pooler.pool import Cap, Pool
 from pooler.reasons import Reason
 from pooler.replication import Passage
-from pooler.server import ServerDuties, ServerSession
+from pooler.server import ServerSession
 from pooler.server_logins import ServerLogins
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import policy_for, tracked_names

@@ -6,10 +6,11 @@ reset, or checked.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, final
+from collections.abc import Mapping
+from typing import final
 
 from pooler.address import Address
+from pooler.borrower import Borrower, ServerDuties
 from pooler.hold import (
     AHEAD,
     ASK,
@@ -34,7 +35,6 @@ from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Moment
-from pooler.slow import Slow
 from pooler.statistics import IDLING, RESTING, Work
 from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
@@ -46,57 +46,6 @@ from protocol.messages import TERMINATE, read_error
 from protocol.parameters import Profile, change
 from protocol.sql import Verdict
 from protocol.statements import Statement
-
-
-class Borrower(Protocol):
-    """The client session that a server session is linked to."""
-
-    id: int
-    transport: asyncio.Transport
-    server: "ServerSession | None"
-    startup: Profile | None
-    """Its settings at login."""
-    profile: Profile | None
-    """Its settings now."""
-    unnamed: Statement | None
-    """Its unnamed statement."""
-    statements: dict[bytes, Statement] | None
-    """Its named statements."""
-    pending: bytes
-    """Requests that have not been sent on."""
-
-    def end(self, ending: Ending) -> None:
-        """Tell the client why, and close its connection."""
-
-    def server_lost(self, reason: Reason, *, told: bool) -> None:
-        """The link is cut because the server is gone; `told` if it has said so itself, or nothing can be said."""
-
-    def depart(self) -> None:
-        """The client, which has said good-bye, has all its answers."""
-
-    def proceed(self) -> None:
-        """What kept the client's requests from the linked server is over."""
-
-    def transaction_in_statement_mode(self) -> None:
-        """The client has opened a transaction where that is not allowed."""
-
-
-class ServerDuties(NamedTuple):
-    """What server sessions need of the rest of the pooler; one for all of them."""
-
-    cancel: "Callable[[ServerSession], object]"
-    """Send a CancelRequest, and call cancel_settled() in the end."""
-    ended: "Callable[[ServerSession, Reason], None]"
-    """Log and count."""
-    now: Callable[[], float]
-    check_query: str
-    check_always: bool
-    reset_query: str
-    """Run before a server is lent to another client; empty = nothing."""
-    session_mode: bool
-    statement_mode: bool
-    max_packet_size: int
-    slow: Slow
 
 
 @final

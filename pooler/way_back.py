@@ -25,7 +25,8 @@ from protocol.sql import State
 from protocol.statements import UNSURE
 
 if TYPE_CHECKING:
-    from pooler.server import Borrower, ServerDuties, ServerSession
+    from pooler.borrower import Borrower, ServerDuties
+    from pooler.server import ServerSession
 
 _ANY_SIZE: Final = 1 << 32
 _MAX_ANSWER: Final = 1 << 24

@@ -10,10 +10,11 @@ import structlog
 
 from config.session_state import DEFAULTS, StatePolicies
 from pooler.address import Address
+from pooler.borrower import ServerDuties
 from pooler.client import ClientDuties, ClientSession
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
-from pooler.server import ServerDuties, ServerSession
+from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import Policy
 from pooler.session_state.session import SessionState

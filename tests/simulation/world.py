@@ -12,11 +12,12 @@ from itertools import count
 from struct import unpack_from
 
 from pooler.address import Address
+from pooler.borrower import Borrower, ServerDuties
 from pooler.client import PENDING_LIMIT, ClientDuties, ClientSession
 from pooler.hold import CANCELLING
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
-from pooler.server import Borrower, ServerDuties, ServerSession
+from pooler.server import ServerSession
 from pooler.session_state.session import SessionState
 from pooler.slow import Slow
 from protocol.messages import READY_IDLE, ErrorFields, error_response
