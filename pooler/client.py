@@ -258,7 +258,7 @@ class ClientSession(asyncio.Protocol):
             self.transport.pause_reading()
 
     def proceed(self) -> None:
-        """See server.Borrower.proceed."""
+        """See Borrower.proceed."""
         data = self.pending
         if data and not (self.waiting or self.leaving or self.ended or self.choked):
             self.pending = b""
@@ -311,7 +311,7 @@ class ClientSession(asyncio.Protocol):
             server.hold |= PARTING
 
     def depart(self) -> None:
-        """See server.Borrower.depart."""
+        """See Borrower.depart."""
         self._quit()
 
     def _quit(self) -> None:
@@ -335,7 +335,7 @@ class ClientSession(asyncio.Protocol):
         self.pool.stats.sent += len(data)
 
     def server_lost(self, reason: Reason, *, told: bool) -> None:
-        """See server.Borrower.server_lost."""
+        """See Borrower.server_lost."""
         if told:
             self.end(Ending(reason))
             return
@@ -349,7 +349,7 @@ class ClientSession(asyncio.Protocol):
         )
 
     def transaction_in_statement_mode(self) -> None:
-        """See server.Borrower.transaction_in_statement_mode."""
+        """See Borrower.transaction_in_statement_mode."""
         self.end(
             Ending(
                 Reason.STATEMENT_MODE,
