@@ -127,10 +127,12 @@ def moving() -> Iterator[tuple[DnsServer, int]]:
         yield dns, here.port
 
 
-def start(pgfunnel: StartPgfunnel, moving: tuple[DnsServer, int], tmp_path: Path) -> Pgfunnel:
+def start(
+    pgfunnel: StartPgfunnel, moving: tuple[DnsServer, int], tmp_path: Path, pool_mode: str = "transaction"
+) -> Pgfunnel:
     dns, port = moving
-    resolv_conf = str(dns.resolv_conf(tmp_path))
-    return pgfunnel(f"postgresql://postgres@db.test:{port}/postgres", resolv_conf=resolv_conf, dns_max_ttl=1)
+    url = f"postgresql://postgres@db.test:{port}/postgres"
+    return pgfunnel(url, resolv_conf=str(dns.resolv_conf(tmp_path)), dns_max_ttl=1, pool_mode=pool_mode)
 
 
 def test_idle_connections_to_an_address_that_a_name_has_lost_are_closed(
@@ -143,6 +145,20 @@ def test_idle_connections_to_an_address_that_a_name_has_lost_are_closed(
         pooler.wait_for_log("event=server_closed .*reason=address_gone")
         pooler.wait_for_log(r"event=dns_changed host=db\.test addresses=127\.0\.0\.2 lost=127\.0\.0\.1")
         client.query("SELECT 1")  # from the new one
+
+
+def test_who_has_a_connection_to_such_an_address_keeps_it_as_long_as_it_is_needed(
+    pgfunnel: StartPgfunnel, moving: tuple[DnsServer, int], tmp_path: Path
+) -> None:
+    pooler = start(pgfunnel, moving, tmp_path, "session")
+    with pooler.login() as client:
+        client.query("SELECT 1")
+        moving[0].names["db.test"] = ["127.0.0.2"]
+        pooler.wait_for_log("event=dns_changed")
+        client.query("SELECT 1")
+        assert not any("event=server_closed" in line for line in pooler.log)
+        client.terminate()
+    pooler.wait_for_log("event=server_closed .*reason=address_gone")
 
 
 def test_old_addresses_serve_while_the_dns_does_not(
