@@ -35,7 +35,7 @@ _HISTOGRAMS: Final = (
     ("pgfunnel_client_login_seconds", "From a client's connection to the end of its login", "logins"),
     ("pgfunnel_server_connect_seconds", "How long it took to connect and log in at Postgres", "connects"),
 )
-_STATES: Final = ("active", "idle", "stale", "tested", "cleaning", "login")
+_STATES: Final = ("active", "idle", "stale", "tested", "cleaning", "login", "replication")
 
 
 class Pairs:
@@ -208,6 +208,7 @@ def _servers(pool: ServerPool) -> tuple[int, ...]:
         pool.testing,
         sum(server.cleaning and not server.testing for server in pool.servers),
         pool.opening,
+        pool.aside,
     )
 
 

@@ -326,6 +326,8 @@ def test_it_is_counted_exactly(pooler: Pgfunnel) -> None:
         figures = {
             name: pooler.metric(f"pgfunnel_{name}_total") for name in ("queries", "received_bytes", "client_logins")
         }
+        assert pooler.metric("pgfunnel_pool_servers", state="replication") == 1
+        assert pooler.metric("pgfunnel_pool_clients") == 1
         assert figures == {"queries": 2, "received_bytes": sent, "client_logins": 1}
         before = pooler.metric("pgfunnel_sent_bytes_total")
         answer = sum(len(each.raw) for each in wire.query("SELECT 3"))
