@@ -204,6 +204,30 @@ def the_queue(side: Side) -> Iterator[str]:
         yield told(console.query("SET query_wait_timeout = 10"))
 
 
+def no_place_for_a_client(side: Side) -> Iterator[str]:
+    with side.console() as console, side.login("clerk", "ledger"), Wire(side.host, side.port) as late:
+        yield told(console.query("SET max_client_conn = 2"))
+        late.send(startup({"user": "clerk", "database": "ledger"}))
+        late.socket.settimeout(0.5)
+        try:
+            yield error(late.error())
+        except TimeoutError:
+            yield "it waits"
+        late.socket.settimeout(20)
+        yield told(console.query("SET max_client_conn = 200"))
+
+
+def a_client_that_vanishes(side: Side) -> Iterator[str]:
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(4.25)' AND state = 'active'"
+    with side.login("shop_app", "shop") as other:
+        client = side.login("shop_reader", "shop")
+        client.send(query("SELECT pg_sleep(4.25)"))
+        eventually(lambda: other.value(running) == "1")
+        client.reset()
+        time.sleep(1)
+        yield f"its query runs on: {other.value(running) == '1'}"
+
+
 def a_cancel(side: Side) -> Iterator[str]:
     with side.login("shop_reader", "shop") as client:
         client.send(query("SELECT pg_sleep(60)"))
@@ -251,6 +275,8 @@ SCRIPTS: Final[tuple[Script, ...]] = (
     commands_gone_wrong,
     settings_at_the_console,
     the_queue,
+    no_place_for_a_client,
+    a_client_that_vanishes,
     a_cancel,
     a_server_that_dies,
 )

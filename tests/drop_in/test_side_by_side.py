@@ -118,6 +118,14 @@ DIFFERENT: Final[Mapping[str, tuple[Difference, ...]]] = {
             ": ERROR 08P01 invalid command '', use SHOW HELP;", ": ", "an empty query is one that Postgres answers, too"
         ),
     ),
+    "no_place_for_a_client": (
+        Difference(
+            "FATAL 08P01 no more connections allowed (max_client_conn)", "it waits", "who waits may still be served"
+        ),
+    ),
+    "a_client_that_vanishes": (
+        Difference("its query runs on: True", "its query runs on: False", "nobody waits for its answer"),
+    ),
     "the_queue": (Difference("FATAL 08P01 True", "FATAL 57014 True", STATES),),
 }
 
