@@ -43,7 +43,7 @@ from pooler.login import ClientLogin
 from pooler.login_duties import LoginDuties, TlsOffer
 from pooler.metrics import Figures
 from pooler.opening import ServerPool
-from pooler.peers import Peers, as_given_out
+from pooler.peers import Peers, as_given_out, most_connections
 from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
 from pooler.replication import PassageDuties, Passages
@@ -320,7 +320,7 @@ class Parts:
     def _count_places(self, settings: Settings) -> tuple[int, int]:
         """Return how many clients and how many strangers the limit on open files has room for."""
         limit = raise_descriptor_limit()
-        servers = _most_servers(settings)
+        servers = _most_servers(settings) + most_connections(self.current.directory, settings)
         left = limit - OWN_DESCRIPTORS - servers
         wanted = settings.max_client_conn
         # Whoever is on the way in or out needs a descriptor, too: four kinds of them.

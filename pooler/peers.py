@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from config.databases import Peer
+from config.databases import Directory, Peer
 from config.settings import Settings
 from pooler.current import Current
 from pooler.dial import dial
@@ -21,8 +21,10 @@ _PEER: Final = slice(1, 3)
 _LIVES: Final = 7
 _ALL_LIVES: Final = 0b11
 """How often a request may be passed on, so that none goes round and round. Two bits, the others are random."""
-_UNLIMITED: Final = 1024
+_UNLIMITED: Final = 128
 """What a pool_size of 0 comes to."""
+MOST_WAITING: Final = 1024
+"""Requests that may be under way or wait at once: anybody may send one, for any peer."""
 
 
 def key_for_peers(peer_id: int, size: int) -> bytes:
@@ -45,7 +47,7 @@ class PeerPool:
     def __init__(self, peer: Peer, size: int) -> None:
         self.peer = peer
         self.size = size
-        self._places = asyncio.Semaphore(size or _UNLIMITED)
+        self._places = asyncio.Semaphore(size)
         self.waiting = 0
         """Requests that have no place yet."""
         self.connecting = 0
@@ -114,6 +116,8 @@ class Peers:
         if peer is None or peer_id == self.own_id or not key[_LIVES] & _ALL_LIVES:
             return None
         task = self._under_way.get(key)
+        if task is None and len(self._under_way) >= MOST_WAITING:
+            return None
         if task is None:
             task = self._under_way[key] = asyncio.create_task(self._forward(key, peer_id, self._pool(peer_id, peer)))
             task.add_done_callback(lambda _: self._under_way.pop(key))
@@ -137,8 +141,11 @@ class Peers:
                 await task
 
 
+def most_connections(directory: Directory, settings: Settings) -> int:
+    """Return how many connections there may be to all peers."""
+    return sum(_size(peer, settings) for peer in directory.peers.values()) if settings.peer_id else 0
+
+
 def _size(peer: Peer, settings: Settings) -> int:
-    if peer.pool_size is not None:
-        return peer.pool_size
-    size = settings.default_pool_size
-    return size if isinstance(size, int) else 0
+    size = settings.default_pool_size if peer.pool_size is None else peer.pool_size
+    return size if isinstance(size, int) and size else _UNLIMITED

@@ -11,7 +11,7 @@ import pytest
 from config.databases import Directory, Peer
 from config.settings import Settings
 from pooler.demo.postgres import EmbeddedPostgres
-from pooler.peers import Peers, as_given_out, key_for_peers
+from pooler.peers import MOST_WAITING, Peers, as_given_out, key_for_peers
 from tests.conftest import StartPgfunnel
 from tests.support.configuration import current
 from tests.support.pgfunnel import Pgfunnel, eventually, two_free_ports
@@ -116,6 +116,14 @@ async def test_no_more_than_pool_size_are_on_their_way_to_a_peer(deaf: socket.so
     await asyncio.gather(*(task for task in tasks if task is not None))
     assert (pool.waiting, pool.connecting, pool.sent) == (0, 0, 0)
     assert complaints == ["not confirmed within 0.3 s"] * 5
+
+
+async def test_a_flood_of_cancels_for_a_peer_is_bounded(deaf: socket.socket) -> None:
+    peer = Peer(host="127.0.0.1", port=deaf.getsockname()[1], pool_size=1)
+    peers = Peers(current(Settings(peer_id=1), Directory(peers={2: peer})), lambda *_: None)
+    tasks = [peers.forward(key_for_peers(2, 8)) for _ in range(MOST_WAITING + 1)]
+    assert [task is None for task in tasks] == [False] * MOST_WAITING + [True]
+    await peers.close()
 
 
 async def test_nothing_is_passed_on_to_who_is_no_peer(deaf: socket.socket) -> None:
