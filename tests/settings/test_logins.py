@@ -252,7 +252,11 @@ def test_what_connect_query_sets_is_nobodys_own(postgres: EmbeddedPostgres, pgfu
             client.query("SET work_mem TO '8MB'")
             assert client.value("EXECUTE ready") == "ready"
             assert client.value("SHOW search_path") == "shop"
-    assert not [line for line in pooler.log if "event=pinned" in line]
+        assert not [line for line in pooler.log if "event=pinned" in line]
+        first.query("LISTEN news")
+        first.reset()  # what it has left is not discarded, for what connect_query has left would be, too
+        assert second.value("EXECUTE ready") == "ready"
+        assert second.value("SHOW search_path") == "shop"
 
 
 def test_an_error_in_connect_query_is_logged_and_no_more(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
