@@ -86,8 +86,6 @@ class Resolver:
         self._serials: dict[str, int] = {}
         self._zones_checked_at = now()
         self._zone_check: asyncio.Task[None] | None = None
-        self.moved: Callable[[str], None] = lambda _name: None
-        """Called when a name has lost an address."""
 
     async def addresses(self, host: str) -> tuple[str, ...]:
         """Return the addresses of a host, at least one. Raises UnresolvedError."""
@@ -117,7 +115,6 @@ class Resolver:
                 self._ask(host, name)
             elif now - name.wanted_at > KEPT_S:
                 del self._names[host]
-
         period = self._current.settings.dns_zone_check_period
         if period and now - self._zones_checked_at >= period and self._zone_check is None and self._names:
             self._zone_check = asyncio.get_running_loop().create_task(self._check_zones())
@@ -173,7 +170,6 @@ class Resolver:
         name.addresses, name.gone, name.failure = answer.addresses, False, ""
         if lost:
             self._log.info("dns_changed", host=host, addresses=",".join(answer.addresses), lost=",".join(sorted(lost)))
-            self.moved(host)
 
     def _failed(self, host: str, name: _Name, failure: str, *, gone: bool) -> None:
         name.good_until = self._now() + max(LEAST_TTL_S, self._current.settings.dns_nxdomain_ttl)

@@ -57,9 +57,9 @@ class _Server:
         self.capacity = Capacity(host, port, 0, 0)
         self.cap: Cap[ServerSession] = Cap(1)
         self.read_at = self.looked_at = float("-inf")
-        """When it was asked last; by a login for this purpose."""
+        """When it was asked last, and when it was last considered to ask it again."""
         self.transactions = 0
-        """What its pools had had when it was asked last."""
+        """How many its pools had had then."""
 
 
 class Shares:
@@ -95,7 +95,8 @@ class Shares:
             cap.count += count
         pool.caps = (*(cap for cap in pool.caps if cap not in shared), *after)
         for server in self._servers.values():
-            self._limit(server)
+            if server.cap in before | after:
+                self._limit(server)
 
     def count(self, size: int | Percent, terms: Terms) -> int:
         """Return how many connections `size` comes to: 1 until it is known, and the least where there are several."""
@@ -112,15 +113,12 @@ class Shares:
         server = self._server(login.peer.host, login.peer.port)
         rows = await ask(login, _QUESTION, timeout_s)
         server.read_at = self._now()
-        server.transactions = _transactions(server)
         figures = [int(value) for row in rows for value in row if value.isdecimal()]
         if not figures:
             raise ConnectFailedError(Reason.SERVER_VIOLATION, f"{login.peer} does not say what its max_connections is")
         most, *reserved = figures
-        before, server.capacity = (
-            server.capacity,
-            server.capacity._replace(max_connections=most, reserved=sum(reserved)),
-        )
+        before = server.capacity
+        server.capacity = before._replace(max_connections=most, reserved=sum(reserved))
         if server.capacity == before:
             return []
         self._log.info(
@@ -150,10 +148,11 @@ class Shares:
         now = self._now()
         for server in self._servers.values():
             pools = server.cap.pools
-            last = max(server.read_at, server.looked_at)
-            # Who is not used is left to sleep.
-            if now - last >= READ_AGAIN_S and pools and _transactions(server) != server.transactions:
-                server.looked_at = now
+            if not pools or now - max(server.read_at, server.looked_at) < READ_AGAIN_S:
+                continue
+            before, server.transactions = server.transactions, sum(pool.stats.totals.xact_count for pool in pools)
+            server.looked_at = now
+            if server.transactions != before:  # one that nobody uses is left to sleep
                 yield max(pools, key=lambda pool: len(pool.servers))
 
     @property
@@ -186,7 +185,3 @@ class Shares:
 
 def _stay(pool: ServerPool) -> int:
     return sum(not server.retired for server in pool.servers)
-
-
-def _transactions(server: _Server) -> int:
-    return sum(pool.stats.totals.xact_count for pool in server.cap.pools)

@@ -139,7 +139,10 @@ class Visits:
     async def _ask(self, visit: Visit, login: Login, login_s: float) -> Finding:
         settings = self._loaded.settings
         timeout_s = settings.server_connect_timeout
-        (answer,) = await ask(login, _QUESTION, timeout_s)
+        rows = await ask(login, _QUESTION, timeout_s)
+        if [len(row) for row in rows] != [4] or not all(map(str.isdecimal, rows[0][:3])):
+            return Finding(visit, "it lets us in, and does not answer as Postgres does")
+        most, *reserved = map(int, rows[0][:3])
         began = self._now()
         await ask(login, "SELECT 1", timeout_s)
         query_s = self._now() - began
@@ -147,7 +150,6 @@ class Visits:
         if visit.terms.endpoint.connect_query:
             login = await run_connect_query(login, visit.terms.user, visit.terms.endpoint.connect_query, timeout_s)
             warning = f"connect_query: {login.objection}" if login.objection is not None else ""
-        most, *reserved = map(int, answer[:3])
         found = encryption(login.transport)
         checked = _VERIFIED.get(settings.server_tls_sslmode, "not verified")
         return Finding(
@@ -156,7 +158,7 @@ class Visits:
             version=login.parameters.get("server_version", "?"),
             max_connections=most,
             available=most - sum(reserved),
-            role=answer[3],
+            role=rows[0][3],
             tls=f"{found['tls']}, {found['cipher']}, {checked}" if found else "none",
             login_s=login_s,
             query_s=query_s,

@@ -9,7 +9,7 @@ import pytest
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD
 from tests.support.certificates import Certificates
-from tests.support.scripted_server import ScriptedServer
+from tests.support.scripted_server import Conversation, ScriptedServer
 from tests.support.standby import StandbyPostgres
 from tests.support.system_postgres import PASSWORD as SYSTEM_PASSWORD
 from tests.support.system_postgres import ROLES, tls_postgres
@@ -147,6 +147,17 @@ def test_it_tells_how_far_tls_is_verified(certificates: Certificates) -> None:
                 f"--upstream={url}", f"--server-tls-sslmode={mode}", f"--server-tls-ca-file={certificates.ca}"
             )
             assert f"TLSv1.3, TLS_AES_256_GCM_SHA384, {verified} " in out
+
+
+def test_who_only_seems_to_be_a_postgres_is_told() -> None:
+    def script(peer: Conversation) -> None:
+        peer.accept_login()
+        peer.serve()
+
+    with ScriptedServer(script) as server:
+        status, out, _ = check(f"--upstream=postgresql://alice@127.0.0.1:{server.port}/shop", "--auth-type=trust")
+    assert status == 1
+    assert "FAILED: it lets us in, and does not answer as Postgres does" in out
 
 
 def test_who_never_answers_does_not_keep_it_for_ever() -> None:

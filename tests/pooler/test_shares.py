@@ -188,13 +188,11 @@ def test_a_server_is_asked_again_while_it_is_used_and_not_while_it_sleeps() -> N
     town.learn(100)
     assert not list(town.shares.due())
     open_servers(pool, 1)
-    town.time += READ_AGAIN_S
-    assert not list(town.shares.due()), "nobody has used it"
-    pool.stats.done = pool.stats.done._replace(transactions=1)
-    assert list(town.shares.due()) == [pool]
-    assert not list(town.shares.due()), "it is being asked"
-    town.time += READ_AGAIN_S
-    assert list(town.shares.due()) == [pool], "that did not succeed"
+    for transactions, asked in ((0, []), (1, [pool]), (1, []), (2, [pool])):
+        town.time += READ_AGAIN_S
+        pool.stats.done = pool.stats.done._replace(transactions=transactions)
+        assert list(town.shares.due()) == asked
+        assert not list(town.shares.due()), "one at a time"
 
 
 # --- the question
