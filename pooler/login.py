@@ -138,6 +138,11 @@ class ClientLogin(asyncio.Protocol):
         return self._stage == _POOL
 
     @property
+    def pool(self) -> Pool[ServerSession]:
+        """The pool that it waits for, once it has proven who it is."""
+        return self._pool
+
+    @property
     def at_console(self) -> bool:
         """It wants the console, and no database."""
         return self.startup.database in CONSOLE

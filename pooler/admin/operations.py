@@ -120,7 +120,9 @@ class Operations:
         if not given.isdecimal():
             raise CommandError("invalid client pointer supplied", hint="KILL_CLIENT takes an id of SHOW CLIENTS.")
         office = self._office
-        everybody = (*office.clients.values(), *office.passages, *office.consoles)
+        lobby = office.lobby
+        logins = (*lobby.strangers, *lobby.queue, *lobby.proving)
+        everybody = (*office.clients.values(), *office.passages, *office.consoles, *logins)
         client = next((each for each in everybody if each.id == int(given)), None)
         if client is None:
             raise CommandError("client not found", hint="SHOW CLIENTS has the ids.")

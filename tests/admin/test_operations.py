@@ -15,11 +15,11 @@ from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import StartPgfunnel
 from tests.support.console import Console, refused
 from tests.support.pgfunnel import Pgfunnel, eventually
-from tests.support.wire import Wire, cancel_request, query
+from tests.support.wire import Wire, cancel_request, query, startup
 
 DATABASES = "".join(
     f"[databases.{name}]\nhost = '127.0.0.1'\nport = {{0}}\ndbname = 'postgres'\nuser = 'postgres'\n"
-    for name in ("sales", "stock")
+    for name in ("sales", "stock", "fresh")
 )
 
 
@@ -36,7 +36,7 @@ def own(shared: Pgfunnel) -> Iterator[Pgfunnel]:
     """Give it to a test, and undo what that leaves."""
     yield shared
     with Console(shared, "admin") as console:
-        for undo in ("RESUME", "RESUME sales", "ENABLE sales", "RELOAD"):
+        for undo in ("RESUME", "RESUME sales", "RESUME fresh", "ENABLE sales", "RELOAD"):
             with suppress(psycopg.Error):
                 console.do(undo)
 
@@ -303,6 +303,18 @@ def test_kill_client_drops_one_client_and_its_server(own: Pgfunnel, one: Console
     with own.login("admin", "pgbouncer") as console:
         one.do(f"KILL_CLIENT {console.backend_pid}")
         assert console.error().sqlstate == "57P01"
+
+
+def test_kill_client_drops_one_who_waits_to_be_let_in(own: Pgfunnel, one: Console) -> None:
+    one.do("PAUSE fresh")
+    with own.connect() as wire:
+        wire.send(startup({"user": "postgres", "database": "fresh"}))
+        eventually(lambda: bool(one.show("CLIENTS", database="fresh", state="waiting")))
+        assert one.one("POOLS", database="fresh")["cl_waiting"] == 1
+        assert one.one("QUEUE", database="fresh")["waits_for"] == "RESUME"
+        one.do(f"KILL_CLIENT {one.one('CLIENTS', database='fresh')['id']}")
+        assert wire.error().message == "admin forced disconnect"
+    assert one.show("CLIENTS", database="fresh") == []
 
 
 # --- DISABLE and ENABLE

@@ -58,6 +58,7 @@ _QUEUE: Final = columns(
 
 def _pools(office: Office) -> Iterator[Row]:
     clients = Counter(client.pool for client in (*office.clients.values(), *office.passages))
+    newcomers = Counter(login.pool for login in office.lobby.proving if login.proven)
     cancels = office.canceller.under_way
     for pool in office.pools:
         waiting = sum(isinstance(client, ClientSession) for client in pool.waiters)
@@ -69,7 +70,7 @@ def _pools(office: Office) -> Iterator[Row]:
             pool.database,
             pool.user,
             clients[pool] - waiting,
-            len(pool.waiters) + len(pool.newcomers),
+            waiting + newcomers[pool],
             sent[True],
             sent[False],
             states["active"] + pool.aside,

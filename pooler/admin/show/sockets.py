@@ -298,17 +298,19 @@ def _opening(pool: ServerPool) -> _Socket:
 
 
 def _login(office: Office, login: ClientLogin) -> _Socket:
+    """Return the row of a client that is not let in yet: because of itself, or as its pool has no server."""
     user, database = (login.startup.user, login.startup.database) if login.identified else ("(nouser)", "(nodb)")
     application = login.startup.parameters.get(_APPLICATION_NAME, "") if login.identified else ""
-    since = _time(office, login.since)
+    since = login.waiting_since if login.proven and login.waiting_since else login.since
     row = (
-        *("C", user, database, "none", "login"),
+        *("C", user, database, "none", "waiting" if login.proven else "login"),
         *_ends(login.transport, office),
-        *(since, since),
-        *microseconds(office.now() - login.since),
+        *(_time(office, login.since), _time(office, since)),
+        *microseconds(office.now() - since),
         *(0, f"{login.id:#x}", "", _peer_pid(login.transport), _tls(login.transport), application, 0, login.id),
     )
-    return _Socket(row, _Kept(0, 0, login.transport.get_write_buffer_size()), "cl_login")
+    kept = _Kept(0, 0, login.transport.get_write_buffer_size())
+    return _Socket(row, kept, "cl_waiting" if login.proven else "cl_login")
 
 
 def _clients(office: Office) -> Iterator[_Socket]:
@@ -317,6 +319,9 @@ def _clients(office: Office) -> Iterator[_Socket]:
             yield _client(office, client)
     for passage in office.passages:
         yield next(_passage(office, passage))
+    for login in list(office.lobby.proving):
+        if login.proven and not login.ended:
+            yield _login(office, login)
     for session in office.consoles:
         if not session.ended:
             yield _console(office, session)
@@ -338,7 +343,7 @@ def _servers(office: Office) -> Iterator[_Socket]:
 def _logins(office: Office) -> Iterator[_Socket]:
     for queue in (office.lobby.strangers, office.lobby.queue, office.lobby.proving):
         for login in list(queue):
-            if not login.ended:
+            if not (login.ended or login.proven):
                 yield _login(office, login)
 
 
