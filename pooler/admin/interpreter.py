@@ -1,5 +1,6 @@
 """Understands commands of the console, for one of its clients: what each means, and whether that client may."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple
@@ -33,11 +34,14 @@ async def _pause(operations: Operations, database: str) -> None:
     await operations.paused(database)
 
 
-def _shutdown(operations: Operations, mode: str) -> None:
+async def _shutdown(operations: Operations, mode: str) -> None:
     modes = {"": Shutdown.IMMEDIATE} | {each.name: each for each in Shutdown if each is not Shutdown.IMMEDIATE}
     if mode.upper() not in modes:
         raise _invalid(f"SHUTDOWN {mode}")
-    operations.shutdown(modes[mode.upper()])
+    how = modes[mode.upper()]
+    operations.shutdown(how)
+    if how is Shutdown.IMMEDIATE:
+        await asyncio.get_running_loop().create_future()  # as in PgBouncer, the answer is that the connection ends
 
 
 def _at_once(operation: Callable[[Operations, str], None]) -> Operation:
@@ -76,7 +80,7 @@ COMMANDS: Final[Mapping[str, Verb]] = {
     "shutdown": Verb(
         "[WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]",
         "End: at once, when servers, or when clients are done",
-        _at_once(_shutdown),
+        _shutdown,
     ),
 }
 """SET and SHOW have a syntax of their own."""

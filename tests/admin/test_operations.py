@@ -364,9 +364,11 @@ def test_set_changes_a_setting_at_once(own: Pgfunnel, one: Console) -> None:
 # --- SHUTDOWN
 
 
-def test_shutdown_ends_the_pooler_at_once(single: Pgfunnel) -> None:
+def test_shutdown_ends_the_pooler_at_once_even_if_it_waits_already(single: Pgfunnel) -> None:
     with Console(single, "admin") as one, single.login("postgres", "sales") as wire:
         wire.query("BEGIN")
+        one.do("SHUTDOWN WAIT_FOR_CLIENTS")
+        assert wire.value("SELECT 1") == "1"
         with pytest.raises(psycopg.OperationalError):
             one.do("SHUTDOWN")
         assert wire.error().sqlstate == "57P01"
