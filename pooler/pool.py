@@ -87,7 +87,7 @@ class Cap(Generic[S]):
 
     def starving(self) -> "list[Pool[S]]":
         """Pools that wait, the one whose first client came first at the front."""
-        pools = [pool for pool in self.pools if pool.waiters or pool.newcomers]
+        pools = [pool for pool in self.pools if (pool.waiters or pool.newcomers) and not pool.paused]
         return sorted(pools, key=lambda pool: pool.waiting_since)
 
     def relieve(self, now: float, patience: float) -> None:

@@ -253,6 +253,22 @@ def test_a_pool_with_nothing_is_relieved_by_one_that_is_always_busy() -> None:
     assert sum(server.told_to_go for server in servers) == 1
 
 
+def test_a_paused_pool_opens_nothing_and_takes_nothing_from_others() -> None:
+    cap: Cap[Server] = Cap(2)
+    busy, paused = Desk(caps=(cap,)), Desk(caps=(cap,), min_size=1)
+    busy.queue(1)
+    server = busy.open()
+    paused.pool.paused = True
+    paused.queue(1, now=10.0)
+    cap.relieve(100.0, 1.0)
+    assert not server.told_to_go
+    assert not paused.pool.take_place()
+    assert paused.opens == 0
+    paused.pool.paused = False
+    paused.pool.grow(100.0)
+    assert paused.opens == 1
+
+
 @pytest.mark.parametrize("attempts", [3])
 def test_a_failed_attempt_gives_its_place_under_a_cap_back(attempts: int) -> None:
     cap: Cap[Server] = Cap(1)
