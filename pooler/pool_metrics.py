@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from pooler.databases import Databases
 from pooler.opening import ServerPool
-from pooler.statistics import Histogram, Statistics, Totals, sum_of
+from pooler.statistics import BOUNDS, Histogram, Statistics, Totals, sum_of
 
 MOST: Final = 100
 """How many pairs of a database and a user have figures of their own."""
@@ -16,6 +16,7 @@ OTHER: Final = ("other", "other")
 
 LES: Final = tuple(float(f"{step}e{decade}") for decade in range(-4, 2) for step in (1, 2.5, 5))
 """Seconds: the buckets that are told, 100 us to 50 s. Each is a bound of a histogram's own."""
+_PLACES: Final = tuple(map(BOUNDS.index, LES))
 
 _COUNTERS: Final = (
     ("pgfunnel_server_assignments", "How often a client was given a server", "server_assignment_count"),
@@ -118,8 +119,9 @@ class PoolPage:
                 yield f"{name}_total{{{group.labels}}} {getattr(group.totals, field)}\n"
         for name, text, field in _HISTOGRAMS:
             yield _header(name, text, "histogram")
+            lines = _HistogramLines(name)
             for group in groups:
-                yield from histogram_lines(name, group.labels, [getattr(stats, field) for stats in group.statistics])
+                yield lines.of(group.labels, [getattr(stats, field) for stats in group.statistics])
         yield from self._of_databases()
 
     def _groups(self) -> Iterator[_Group]:
@@ -183,21 +185,26 @@ class PoolPage:
                 yield f"{metric}{{{_labels(database=_readable(name))}}} {values[index]}\n"
 
 
-def histogram_lines(name: str, labels: str, histograms: list[Histogram]) -> Iterator[str]:
-    """Yield the lines of a histogram, or of several together."""
-    counts = [sum(each) for each in zip(*(histogram.upto(LES) for histogram in histograms), strict=True)]
-    comma = "," if labels else ""
-    for le, count in zip(LES, counts, strict=True):
-        yield f'{name}_bucket{{{labels}{comma}le="{le:g}"}} {count}\n'
-    count = sum(histogram.count for histogram in histograms)
-    braces = f"{{{labels}}}" if labels else ""
-    yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {count}\n'
-    yield f"{name}_count{braces} {count}\n{name}_sum{braces} {sum(histogram.sum for histogram in histograms)!r}\n"
+class _HistogramLines:
+    """The lines of a histogram: twenty for each pool, so that they are filled in all at once."""
+
+    def __init__(self, name: str) -> None:
+        buckets = "".join(f'{name}_bucket{{\0,le="{le}"}} %d\n' for le in (*map("{:g}".format, LES), "+Inf"))
+        self._lines = f"{buckets}{name}_count{{\0}} %d\n{name}_sum{{\0}} %r\n"
+
+    def of(self, labels: str, histograms: list[Histogram]) -> str:
+        """Return them for one histogram, or for several together."""
+        counts = map(sum, zip(*(histogram.upto(_PLACES) for histogram in histograms), strict=True))
+        count = sum(histogram.count for histogram in histograms)
+        values = (*counts, count, count, sum(histogram.sum for histogram in histograms))
+        return self._lines.replace("\0", labels.replace("%", "%%")) % values
 
 
 def histogram_family(name: str, text: str, histogram: Histogram) -> str:
     """Return the text of a histogram that has no labels."""
-    return _header(name, text, "histogram") + "".join(histogram_lines(name, "", [histogram]))
+    return _header(name, text, "histogram") + _HistogramLines(name).of("", [histogram]).replace("{,", "{").replace(
+        "{}", ""
+    )
 
 
 def _servers(pool: ServerPool) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ whoever asks gets the sums. The pooler's own queries, and what they carry, are i
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
+from itertools import accumulate
 from math import sqrt
 from typing import Final, NamedTuple, Protocol, final
 
@@ -143,15 +144,11 @@ class Histogram:
                 return min(self._max, sqrt(BOUNDS[bucket - 1] * BOUNDS[bucket]))
         return 0.0
 
-    def upto(self, bounds: Iterable[float]) -> Iterator[int]:
-        """Yield how many took no longer than each of `bounds`, which are some of BOUNDS in order."""
+    def upto(self, places: Iterable[int]) -> list[int]:
+        """Return how many took no longer than each of BOUNDS at `places`."""
         self.fold()
-        count = done = 0
-        for bound in bounds:
-            end = bisect_left(BOUNDS, bound) + 1
-            count += sum(self.buckets[done:end])
-            done = end
-            yield count
+        counts = list(accumulate(self.buckets))
+        return [counts[place] for place in places]
 
 
 class Work(NamedTuple):
