@@ -196,6 +196,8 @@ class Janitor:
                     client.transport.abort()
 
     def _advice(self, pool: ServerPool) -> str:
+        if pool.paused:
+            return "It was paused on pgfunnel's console (PAUSE or KILL), or by SIGUSR1; RESUME ends that."
         if not pool.servers:
             failure = pool.failure
             return f"No connection to Postgres could be opened: {failure or 'the limits leave no room for one'}."

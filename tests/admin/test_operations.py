@@ -161,6 +161,16 @@ def test_clients_that_come_during_a_pause_wait_until_resume(
     assert value.result(10) == "1"
 
 
+def test_who_waits_too_long_during_a_pause_is_told_of_it(own: Pgfunnel, one: Console) -> None:
+    with own.login("postgres", "sales") as wire:
+        wire.value("SELECT 1")
+        one.do("SET query_wait_timeout = 0.1")
+        one.do("PAUSE sales")
+        wire.send(query("SELECT 1"))
+        told = wire.read_until("E")[-1].fields
+        assert (told["C"], "RESUME" in told["H"]) == ("57014", True)
+
+
 def test_a_pause_outlives_the_console_that_asked_for_it(
     own: Pgfunnel, another: Console, aside: ThreadPoolExecutor
 ) -> None:
