@@ -69,7 +69,7 @@ _ITEM: Final = re.compile(
     r"(?:\s+as\s+\"?(?P<name>\w+)\"?)?",
     re.IGNORECASE,
 )
-_CATALOG: Final = re.compile(r"\b(?:pg_\w+|information_schema)\b", re.IGNORECASE)
+_CATALOG: Final = re.compile(r"\bfrom\b.*\b(?:pg_\w+|information_schema)\b", re.IGNORECASE | re.DOTALL)
 _LONG_NAMES: Final = {
     "transaction isolation level": "transaction_isolation",
     "session authorization": "session_authorization",

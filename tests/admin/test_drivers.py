@@ -231,6 +231,13 @@ def test_there_is_nothing_in_the_catalog(pooler: Pgfunnel) -> None:
         assert psycopg.types.TypeInfo.fetch(connection, "hstore") is None
 
 
+def test_what_only_postgres_can_do_is_refused(pooler: Pgfunnel) -> None:
+    with psycopg.connect(pooler.url("pgbouncer"), autocommit=True) as connection:
+        for sql in ("SELECT pg_sleep(1)", "SELECT pg_terminate_backend(1)", "SELECT 1 FROM sales", "DELETE FROM sales"):
+            with pytest.raises(psycopg.errors.ProtocolViolation, match="invalid command"):
+                connection.execute(sql.encode())
+
+
 def test_psql_s_connection_string_may_name_pgfunnel_instead(pooler: Pgfunnel) -> None:
     with psycopg.connect(pooler.url("pgfunnel"), autocommit=True) as connection:
         assert connection.execute("SHOW VERSION").fetchall()[0][0].startswith("PgBouncer 1.")

@@ -146,7 +146,11 @@ def test_a_password_that_is_passed_through_is_proven_at_a_database(
 def test_no_secret_is_shown(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
     secret = "s3cret-of-all"
     pooler = pgfunnel(
-        postgres.url(password=secret), userlist={"alice": secret}, auth_type="scram-sha-256", admin_users="alice"
+        postgres.url(password=secret),
+        toml=f"[databases.sales]\nhost = '127.0.0.1'\npassword = '{secret}'\n[users]\nbob = '{secret}'\n",
+        userlist={"alice": secret},
+        auth_type="scram-sha-256",
+        admin_users="alice",
     )
     with pooler.login("alice", "pgbouncer", secret) as alice:
         shown = [row for table in TABLES for row in alice.rows(f"SHOW {table}")]
