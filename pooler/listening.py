@@ -11,7 +11,7 @@ from struct import pack
 from typing import Final
 
 from config.settings import Settings
-from pooler.sockets import keep_alive, listening_sockets, place_of
+from pooler.sockets import inherited_sockets, keep_alive, listening_sockets, place_of
 
 _ROUNDS: Final = 100
 """of the loop, in each of which the system hands over all who have come: none of them can keep it busy for ever."""
@@ -44,13 +44,19 @@ class Doors:
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.Server] = []
         self._shared = False
+        """Another process may listen on the same port."""
+        self._inherited = False
+        """Whoever has opened the sockets keeps them, and who has come waits there for the next process."""
 
     async def open(self, settings: Settings, over_tcp: Make, local: Make) -> list[str]:
-        """Listen everywhere; return where. Raises ListenError."""
+        """Listen everywhere, or where the service manager does; return where. Raises ListenError."""
         loop = asyncio.get_running_loop()
         self._shared = settings.so_reuseport
+        inherited = inherited_sockets()
+        self._inherited = bool(inherited)
         # First all of them, so that nobody is let in if one address can't be listened on.
-        self._sockets = list(listening_sockets(settings))
+        self._sockets = inherited or list(listening_sockets(settings))
+        self.follow(settings)
         places = [place_of(sock) for sock in self._sockets]
         for sock in self._sockets:
             if sock.family == socket.AF_UNIX:
@@ -67,11 +73,17 @@ class Doors:
                 keep_alive(sock, settings)
 
     async def close(self, *, at_once: bool = False) -> None:
-        """Listen no more.
+        """Listen no more."""
+        if not self._inherited:
+            await self._let_the_last_in(at_once=at_once)
+        for listener in self._listeners:
+            listener.close()
 
-        Who has connected and is not accepted yet would be reset. So first nobody new comes here, then all are accepted
-        who have come. Where another process listens, who begins to connect meanwhile gets no answer, tries again after
-        a second, and comes there.
+    async def _let_the_last_in(self, *, at_once: bool) -> None:
+        """Accept who has connected, who would be reset else.
+
+        First nobody new comes here. Where another process listens, who begins to connect meanwhile gets no answer,
+        tries again after a second, and comes there.
         """
         for sock in self._sockets:
             _let_nobody_begin(sock, shared=self._shared)
@@ -81,8 +93,6 @@ class Doors:
             if not any(map(_has_knocked, self._sockets)):
                 break
             await asyncio.sleep(0)
-        for listener in self._listeners:
-            listener.close()
 
 
 def _let_nobody_begin(sock: socket.socket, *, shared: bool) -> None:

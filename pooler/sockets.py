@@ -7,13 +7,14 @@ import resource
 import select
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from config.settings import Settings
 
 _ANY: Final = "*"
+_FIRST_INHERITED: Final = 3
 
 
 class ListenError(Exception):
@@ -36,6 +37,18 @@ def keep_alive(sock: socket.socket, settings: Settings) -> None:
         # Not every system has all of them.
         if value and hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), int(value))
+
+
+def inherited_sockets(environ: Mapping[str, str] = os.environ) -> list[socket.socket]:
+    """Return the sockets that a service manager has opened for this process: sd_listen_fds(3)."""
+    count = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
+        return []
+    sockets = [socket.socket(fileno=fd) for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count))]
+    for sock in sockets:
+        sock.set_inheritable(False)
+        sock.setblocking(False)  # noqa: FBT003
+    return sockets
 
 
 def listening_sockets(settings: Settings) -> Iterator[socket.socket]:
@@ -70,7 +83,6 @@ def _tcp_socket(found: tuple[socket.AddressFamily, str], port: int, settings: Se
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        keep_alive(sock, settings)
         sock.setblocking(False)  # noqa: FBT003
         sock.bind((host, port))
     except OSError as error:

@@ -229,3 +229,20 @@ def test_an_abstract_address_is_one_too() -> None:
         sock.bind("\0pgfunnel-test-notify")
         ServiceManager({"NOTIFY_SOCKET": "@pgfunnel-test-notify"}).stopping()
         assert sock.recv(100) == b"STOPPING=1"
+
+
+def test_sockets_of_the_service_manager_outlive_a_restart(postgres: EmbeddedPostgres) -> None:
+    settings = (f"--upstream={postgres.url()}", "--auth-type=trust", "--listen-addr=192.0.2.1", "--metrics-addr=")
+    program = " ".join((sys.executable, "-m", "pooler.main", *settings))
+    with socket.create_server(("127.0.0.1", 0)) as listener, tempfile.TemporaryFile() as log:
+        port = listener.getsockname()[1]
+        activation = f"LISTEN_FDS=1 LISTEN_PID=$$ exec {program} 3<&{listener.fileno()} {listener.fileno()}<&-"
+        for _ in range(2):
+            process = subprocess.Popen(["bash", "-c", activation], pass_fds=[listener.fileno()], stderr=log)
+            try:
+                # Nobody is refused: who comes before it is there waits.
+                with Wire("127.0.0.1", port).login("postgres", "postgres") as client:
+                    assert client.value("SELECT 'served'") == "served"
+            finally:
+                process.terminate()
+                assert process.wait(20) == 0
