@@ -49,8 +49,15 @@ def primary(certificates: Certificates) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def pooler(primary: EmbeddedPostgres) -> Iterator[Pgfunnel]:
+    """Start the pgfunnel of all tests that leave it running, and whose settings are the usual ones."""
+    with Pgfunnel(primary.url(), default_pool_size=3) as pooler:
+        yield pooler
+
+
 @pytest.fixture
-def pooler(primary: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
+def own_pooler(primary: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> Pgfunnel:
     return pgfunnel(primary.url(), default_pool_size=3)
 
 
@@ -318,23 +325,23 @@ def test_an_idle_connection_makes_room_for_it(primary: EmbeddedPostgres, pgfunne
 # --- while it lasts
 
 
-def test_it_is_counted_exactly(pooler: Pgfunnel) -> None:
-    with replicate(pooler) as wire:
+def test_it_is_counted_exactly(own_pooler: Pgfunnel) -> None:
+    with replicate(own_pooler) as wire:
         assert wire.rows("SELECT 1; SELECT 2") == [["1"], ["2"]]
         wire.query("IDENTIFY_SYSTEM")
         sent = len(query("SELECT 1; SELECT 2") + query("IDENTIFY_SYSTEM"))
         figures = {
-            name: pooler.metric(f"pgfunnel_{name}_total") for name in ("queries", "received_bytes", "client_logins")
+            name: own_pooler.metric(f"pgfunnel_{name}_total") for name in ("queries", "received_bytes", "client_logins")
         }
-        assert pooler.metric("pgfunnel_pool_servers", state="replication") == 1
-        assert pooler.metric("pgfunnel_pool_clients") == 1
+        assert own_pooler.metric("pgfunnel_pool_servers", state="replication") == 1
+        assert own_pooler.metric("pgfunnel_pool_clients") == 1
         assert figures == {"queries": 2, "received_bytes": sent, "client_logins": 1}
-        before = pooler.metric("pgfunnel_sent_bytes_total")
+        before = own_pooler.metric("pgfunnel_sent_bytes_total")
         answer = sum(len(each.raw) for each in wire.query("SELECT 3"))
-        assert pooler.metric("pgfunnel_sent_bytes_total") - before == answer
+        assert own_pooler.metric("pgfunnel_sent_bytes_total") - before == answer
         wire.terminate()
-    pooler.wait_for_log("event=client_closed")
-    assert pooler.metric("pgfunnel_queries_total") == 3
+    own_pooler.wait_for_log("event=client_closed")
+    assert own_pooler.metric("pgfunnel_queries_total") == 3
 
 
 def test_a_cancel_reaches_it(pooler: Pgfunnel, admin: psycopg.Connection) -> None:
@@ -378,21 +385,21 @@ def test_a_reader_that_is_slow_costs_no_memory(pooler: Pgfunnel, admin: psycopg.
 # --- the end
 
 
-def test_when_the_client_has_gone_so_has_its_connection(pooler: Pgfunnel, admin: psycopg.Connection) -> None:
-    with stream(pooler) as wire:
-        assert walsenders(admin) == 1
+def test_when_the_client_has_gone_so_has_its_connection(own_pooler: Pgfunnel, admin: psycopg.Connection) -> None:
+    with stream(own_pooler) as wire:
+        eventually(lambda: walsenders(admin) == 1)
         wire.reset()
     eventually(lambda: walsenders(admin) == 0)
-    pooler.wait_for_log("event=client_closed .*reason=client_gone")
-    pooler.wait_for_log("event=server_closed .*reason=replication_over")
+    own_pooler.wait_for_log("event=client_closed .*reason=client_gone")
+    own_pooler.wait_for_log("event=server_closed .*reason=replication_over")
 
 
-def test_what_postgres_says_at_the_end_arrives(pooler: Pgfunnel, admin: psycopg.Connection) -> None:
-    with stream(pooler) as wire:
+def test_what_postgres_says_at_the_end_arrives(own_pooler: Pgfunnel, admin: psycopg.Connection) -> None:
+    with stream(own_pooler) as wire:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'walsender'")
         *_, last = wire.read_to_end()
         assert (last.kind, last.fields["C"]) == ("E", "57P01")
-    pooler.wait_for_log("event=server_closed .*reason=server_lost")
+    own_pooler.wait_for_log("event=server_closed .*reason=server_lost")
 
 
 def breaks(conversation: Conversation) -> None:
@@ -408,20 +415,22 @@ def test_a_connection_that_breaks_is_told(pgfunnel: StartPgfunnel) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_stream_ends_when_pgfunnel_does(pooler: Pgfunnel, admin: psycopg.Connection, number: signal.Signals) -> None:
-    with stream(pooler) as wire:
-        pooler.signal(number)
+def test_a_stream_ends_when_pgfunnel_does(
+    own_pooler: Pgfunnel, admin: psycopg.Connection, number: signal.Signals
+) -> None:
+    with stream(own_pooler) as wire:
+        own_pooler.signal(number)
         *_, last = wire.read_to_end()
         assert (last.kind, last.fields["C"]) == ("E", "57P01")
-    assert pooler.wait() == 0
+    assert own_pooler.wait() == 0
     eventually(lambda: walsenders(admin) == 0)
 
 
-def test_a_command_under_way_is_finished_before_pgfunnel_ends(pooler: Pgfunnel) -> None:
-    with replicate(pooler) as wire:
+def test_a_command_under_way_is_finished_before_pgfunnel_ends(own_pooler: Pgfunnel) -> None:
+    with replicate(own_pooler) as wire:
         wire.send(query("SELECT pg_sleep(0.5), 'whole'"))
-        pooler.signal(signal.SIGTERM)
-        pooler.wait_for_log("event=shutting_down")
+        own_pooler.signal(signal.SIGTERM)
+        own_pooler.wait_for_log("event=shutting_down")
         assert wire.read_until()[1].columns[1] == "whole"
         assert wire.error().sqlstate == "57P01"
 
