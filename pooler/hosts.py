@@ -3,7 +3,8 @@
 What a failure of all of them means is the affair of pooler.pools.
 """
 
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Hashable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -31,6 +32,10 @@ _OUTGROWN: Final[Mapping[str, str]] = {"primary": "on", "read-write": "on", "sta
 """What in_hot_standby says when a connection does not fit its target_session_attrs any more."""
 
 
+PATIENCE_S: Final = 2.0
+"""How long one host is waited for before the next one is tried beside it: it may be gone without a word."""
+
+
 class Hosts:
     """Opens connections to the hosts of an endpoint. One for all pools, so that all know of a host that has failed."""
 
@@ -53,12 +58,20 @@ class Hosts:
                 async for address, last_resort in choices:
                     if last_resort and attempt.second_best is not None:
                         break
-                    login = await self._try(attempt, address)
-                    if login is not None:
-                        return login
-            return attempt.settle_for_second_best()
+                    attempt.begin(address, self._try(attempt, address))
+                    if await attempt.succeeds_within(PATIENCE_S):
+                        return attempt.login()
+                    for silent in attempt.under_way:
+                        self._note_silence(attempt, silent)
+            await attempt.succeeds_within(PATIENCE_S if attempt.second_best is not None else None)
+            return attempt.login()
         finally:
-            attempt.end()
+            await attempt.end()
+
+    def _note_silence(self, attempt: "_Attempt", address: Address) -> None:
+        """Have others pass over who takes so long, while it is still waited for here."""
+        failure = ConnectFailedError(Reason.SERVER_CONNECT_TIMEOUT, f"no login at {address} within {PATIENCE_S:g} s")
+        self._put_off(attempt, address, failure)
 
     async def _try(self, attempt: "_Attempt", address: Address) -> Login | None:
         """Log in at one address; None if that fails, or it is not what is wanted."""
@@ -77,6 +90,7 @@ class Hosts:
             login = await log_in(target, attempt.parameters, self._timeout_s)
             objection = await self._objection(login, endpoint.target_session_attrs)
         except ConnectFailedError as failure:
+            attempt.failures.append(failure)
             self._put_off(attempt, address, failure)
             return None
         self._turns.answered(address)
@@ -86,8 +100,8 @@ class Hosts:
             self._turns.worked(attempt.hosts, address._replace(ip=""))
             return login
         message = f"{address} {objection}, and target_session_attrs is {endpoint.target_session_attrs}"
-        self._put_off(attempt, fit, ConnectFailedError(Reason.MISFIT, message))
-        attempt.decline(login)
+        attempt.decline(login, ConnectFailedError(Reason.MISFIT, message))
+        self._put_off(attempt, fit, attempt.failures[-1])
         return None
 
     async def _choices(self, attempt: "_Attempt") -> AsyncGenerator[tuple[Address, bool], None]:
@@ -122,7 +136,8 @@ class Hosts:
         try:
             ips = await self.resolver.addresses(host.host)
         except UnresolvedError as error:
-            self._put_off(attempt, host, ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
+            attempt.failures.append(ConnectFailedError(Reason.SERVER_CONNECT_FAILED, str(error)))
+            self._put_off(attempt, host, attempt.failures[-1])
             return []
         self._turns.answered(host)
         first = rounds % len(ips)
@@ -130,7 +145,6 @@ class Hosts:
 
     def _put_off(self, attempt: "_Attempt", what: Hashable, failure: ConnectFailedError) -> None:
         seconds = self._current.settings.server_login_retry
-        attempt.failures.append(failure)
         if self._turns.put_off(what, seconds) and len(attempt.hosts) > 1 and self._current.settings.log_pooler_errors:
             self._log.warning(
                 "host_passed_over", reason=failure.reason.value, error=str(failure), retry_in_s=round(seconds, 2)
@@ -202,26 +216,57 @@ class _Attempt:
         self.failures: list[ConnectFailedError] = []
         self.second_best: Login | None = None
         """The primary, where a standby would be better."""
+        self._tries: dict[asyncio.Task[Login | None], Address] = {}
+        self._best: Login | None = None
 
-    def decline(self, login: Login) -> None:
+    def begin(self, address: Address, attempt: Coroutine[None, None, Login | None]) -> None:
+        """Begin to log in at an address, beside those that have not answered yet."""
+        self._newest = asyncio.get_running_loop().create_task(attempt)
+        self._tries[self._newest] = address
+
+    @property
+    def under_way(self) -> list[Address]:
+        """Where it is not known yet whether it succeeds."""
+        return [address for task, address in self._tries.items() if not task.done()]
+
+    async def succeeds_within(self, seconds: float | None) -> bool:
+        """Wait until a login has succeeded, or the newest has failed, or for so long; None: until all have failed.
+
+        Raises LoginRefusedError.
+        """
+        pending = {task for task in self._tries if not task.done()}
+        while pending and self._best is None:
+            done, pending = await asyncio.wait(pending, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                self._best = self._best or task.result()
+            if seconds is not None and (not done or self._newest in done):
+                break
+        return self._best is not None
+
+    def decline(self, login: Login, why: ConnectFailedError) -> None:
         """Keep a connection that does not fit in case that nothing better comes, or close it."""
+        self.failures.append(why)
         if self.endpoint.target_session_attrs == "prefer-standby" and self.second_best is None:
             self.second_best = login
         else:
             leave(login)
 
-    def settle_for_second_best(self) -> Login:
-        """Return it. Raises ConnectFailedError if there is none."""
-        login, self.second_best = self.second_best, None
-        if login is not None:
-            return login
+    def login(self) -> Login:
+        """Return the best that there is. Raises ConnectFailedError if there is none."""
+        self._best = self._best or self.second_best
+        if self._best is not None:
+            return self._best
         if len(self.failures) == 1:
             raise self.failures[0]
         messages = dict.fromkeys(map(str, self.failures))
         reason = self.failures[-1].reason if self.failures else Reason.SERVER_CONNECT_FAILED
         raise ConnectFailedError(reason, "; ".join(messages))
 
-    def end(self) -> None:
-        """Close what is not needed."""
-        if self.second_best is not None:
-            leave(self.second_best)
+    async def end(self) -> None:
+        """Give up what is still being tried, and close what is not needed."""
+        for task in self._tries:
+            task.cancel()
+        outcomes = await asyncio.gather(*self._tries, return_exceptions=True)
+        for login in (*outcomes, self.second_best):
+            if isinstance(login, Login) and login is not self._best:
+                leave(login)

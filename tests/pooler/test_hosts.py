@@ -35,12 +35,15 @@ class Postgres:
     """in_hot_standby; None for one older than 14, which has to be asked."""
     read_only: str = "off"
     refuses: tuple[str, str] | None = None
+    silent: bool = False
     came: int = 0
 
     async def play(self, peer: Peer) -> None:
         self.came += 1
         await peer.packet()
-        if self.refuses is not None:
+        if self.silent:
+            pass
+        elif self.refuses is not None:
             peer.say(fatal(*self.refuses))
         else:
             told = b""
@@ -153,6 +156,41 @@ async def test_a_host_that_is_back_gets_connections_again(scene: Scene) -> None:
     sick.refuses = None
     scene.time += RETRY_S
     assert {await scene.log_in(balance=True) for _ in range(4)} == {"a", "b"}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pooler.hosts.PATIENCE_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_host_that_is_silent_holds_up_nobody_for_long(scene: Scene) -> None:
+    silent = await scene.add("a", Postgres(silent=True))
+    await scene.add("b", Postgres())
+    await scene.add_dead("c")
+    assert [await scene.log_in(balance=True) for _ in range(4)] == ["b"] * 4
+    assert silent.came == 1
+    assert scene.log.getvalue().count("event=host_passed_over reason=server_connect_timeout") == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_who_is_only_slow_is_waited_for_where_no_other_lets_us_in(scene: Scene) -> None:
+    slow = await scene.add("a", Postgres(silent=True))
+    await scene.add_dead("b")
+    login = asyncio.create_task(scene.log_in())
+    await asyncio.sleep(0.1)
+    assert not login.done()
+    login.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await login
+    assert slow.came == 1
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_standby_that_is_silent_is_not_preferred(scene: Scene) -> None:
+    await scene.add("primary", Postgres())
+    await scene.add("standby", Postgres(standby="on", silent=True))
+    assert [await scene.log_in("prefer-standby") for _ in range(2)] == ["primary"] * 2
 
 
 async def test_a_wrong_password_is_not_tried_at_the_other_hosts(scene: Scene) -> None:
