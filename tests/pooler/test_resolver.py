@@ -243,6 +243,16 @@ async def test_a_question_goes_to_the_servers_of_resolv_conf(server: DnsServer, 
     assert (sorted(answer.addresses), answer.ttl) == (["127.0.0.1", "127.0.0.2"], 300)
 
 
+async def test_another_resolv_conf_counts_after_a_reload(server: DnsServer, tmp_path: Path) -> None:
+    in_force = current(Settings(upstream="postgresql://db.test", resolv_conf=tmp_path / "none"))
+    resolver = Resolver(in_force, lambda: 1000.0, make_log("text", "info", io.StringIO()))
+    with pytest.raises(UnresolvedError, match="can't read resolv_conf"):
+        await resolver.addresses("db.test")
+    in_force.settings = Settings(upstream="postgresql://db.test", resolv_conf=server.resolv_conf(tmp_path))
+    resolver.expire()
+    assert sorted(await resolver.addresses("db.test")) == ["127.0.0.1", "127.0.0.2"]
+
+
 async def test_each_question_is_asked_anew_whatever_the_ttl(server: DnsServer, tmp_path: Path) -> None:
     for _ in range(20):
         await look_up("db.test", server.resolv_conf(tmp_path))
