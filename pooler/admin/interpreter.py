@@ -183,7 +183,8 @@ def _invalid(text: str) -> CommandError:
     if first == "show" and rest:
         near = did_you_mean(f"show {rest[0]}", [f"show {name}" for name in (*TABLES, _HELP)])
     else:
-        near = did_you_mean(first, [*COMMANDS, "show", "set"])
+        known = (*COMMANDS, "show", "set")
+        near = "" if first in known else did_you_mean(first, known)
     near = near.removeprefix("; did you mean ").removesuffix("?")
     hint = f"Did you mean {near.upper()}?" if near else ""
     return CommandError(f"invalid command '{shown(text)}', use SHOW HELP;", hint=hint)

@@ -451,6 +451,10 @@ def test_a_mistyped_command_is_told_the_right_one(console: Console, command: str
     assert hint in (refused(console, command).diag.message_hint or "")
 
 
+def test_a_command_that_says_too_little_is_not_told_what_it_is(console: Console) -> None:
+    assert refused(console, "SHOW").diag.message_hint is None
+
+
 def test_help_has_a_line_for_each_command(console: Console) -> None:
     console.do("SHOW HELP")
     (text,) = console.notices
