@@ -141,8 +141,8 @@ class Sessions(BaseModel):
     )
     ignore_startup_parameters: Names = Field(
         default=(),
-        description="Parameters that clients may send at login, and that nothing comes of; options stands for all "
-        "unknown ones in it.",
+        description="Parameters that clients may send at login, and that nothing comes of, unless they are among those "
+        "always tracked; options stands for all that are in it.",
     )
     application_name_add_host: Boolean = Field(
         default=False, description="Add the client's address and port to the application_name that it logs in with."
