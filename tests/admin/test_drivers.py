@@ -19,7 +19,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.support.pgfunnel import Pgfunnel
+from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import (
     Wire,
     bind,
@@ -319,7 +319,7 @@ def test_a_client_that_breaks_off_leaves_nothing_behind(pooler: Pgfunnel) -> Non
         wire.send(query("SHOW CONFIG;" * 100))
         wire.reset()
     with pooler.login("postgres", "pgbouncer") as wire:
-        assert len([row for row in wire.rows("SHOW CLIENTS") if row[2] == "pgbouncer"]) == 1
+        eventually(lambda: len([row for row in wire.rows("SHOW CLIENTS") if row[2] == "pgbouncer"]) == 1)
 
 
 def test_no_message_however_odd_makes_the_console_stumble(pooler: Pgfunnel) -> None:

@@ -17,15 +17,16 @@ from tests.support.console import Console, refused
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import Wire, cancel_request, query, startup
 
+KEYS = {"sales": "", "stock": "", "fresh": "", "crowd": "pool_size = 4", "kept": "pool_mode = 'session'"}
 DATABASES = "".join(
-    f"[databases.{name}]\nhost = '127.0.0.1'\nport = {{0}}\ndbname = 'postgres'\nuser = 'postgres'\n"
-    for name in ("sales", "stock", "fresh")
+    f"[databases.{name}]\nhost = '127.0.0.1'\nport = {{0}}\ndbname = 'postgres'\nuser = 'postgres'\n{keys}\n"
+    for name, keys in KEYS.items()
 )
 
 
 @pytest.fixture(scope="module")
 def shared(postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
-    """Start one whose databases are sales and stock."""
+    """Start one with these databases."""
     toml = DATABASES.format(postgres.port)
     with Pgfunnel(toml=toml, auth_type="any", admin_users="admin") as shared:
         yield shared
@@ -137,17 +138,15 @@ def test_pause_waits_for_transactions_to_end(own: Pgfunnel, one: Console, aside:
 
 
 def test_pause_in_session_mode_waits_for_the_client_to_leave(
-    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, aside: ThreadPoolExecutor
+    own: Pgfunnel, one: Console, another: Console, aside: ThreadPoolExecutor
 ) -> None:
-    pooler = pgfunnel(postgres.url(), auth_type="any", admin_users="admin", pool_mode="session")
-    with Console(pooler, "admin") as one, Console(pooler, "admin") as looks:
-        with pooler.login() as wire:
-            wire.value("SELECT 1")
-            done = aside.submit(one.do, "PAUSE")
-            waits(looks, one.connection.info.backend_pid)
-            assert wire.value("SELECT 1") == "1"
-            assert not done.done()
-            wire.terminate()
+    with own.login("postgres", "kept") as wire:
+        wire.value("SELECT 1")
+        done = aside.submit(one.do, "PAUSE")
+        waits(another, one.connection.info.backend_pid)
+        assert wire.value("SELECT 1") == "1"
+        assert not done.done()
+        wire.terminate()
         assert done.result(10) == "PAUSE"
 
 
@@ -212,29 +211,29 @@ def test_a_pause_that_another_console_ends_tells_so(
         assert error.value.sqlstate == "08P01"
 
 
-def test_pause_and_resume_under_load_lose_no_transaction(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
+def test_pause_and_resume_under_load_lose_no_transaction(
+    postgres: EmbeddedPostgres, own: Pgfunnel, one: Console
+) -> None:
     postgres.psql("CREATE TABLE paused (n int)")
-    pooler = pgfunnel(postgres.url(), auth_type="any", admin_users="admin", default_pool_size=4)
     script = "BEGIN;\nINSERT INTO paused VALUES (1);\nSELECT 1;\nCOMMIT;\n"
-    command = ["pgbench", "-n", "-c", "8", "-t", "100", "-f", "/dev/stdin", pooler.url()]
-    with Console(pooler, "admin") as console:
+    command = ["pgbench", "-n", "-c", "8", "-t", "100", "-f", "/dev/stdin", own.url("crowd")]
 
-        def done() -> int:
-            return sum(int(row["total_xact_count"]) for row in console.show("STATS", database="postgres"))
+    def done() -> int:
+        return sum(int(row["total_xact_count"]) for row in one.show("STATS", database="crowd"))
 
-        bench = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        assert bench.stdin is not None
-        with bench.stdin as pipe:
-            pipe.write(script)
-        rounds = 0
-        while bench.poll() is None:
-            console.do("PAUSE")
-            assert console.one("LISTS", list="used_servers")["items"] == 0
-            console.do("RELOAD")
-            console.do("RESUME")
-            console.do("RECONNECT")
-            rounds, before = rounds + 1, done()
-            eventually(lambda: done() > before + 25 or bench.poll() is not None)  # noqa: B023
+    bench = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert bench.stdin is not None
+    with bench.stdin as pipe:
+        pipe.write(script)
+    rounds = 0
+    while bench.poll() is None:
+        one.do("PAUSE")
+        assert one.one("LISTS", list="used_servers")["items"] == 0
+        one.do("RELOAD")
+        one.do("RESUME")
+        one.do("RECONNECT")
+        rounds, before = rounds + 1, done()
+        eventually(lambda: done() > before + 25 or bench.poll() is not None)  # noqa: B023
     assert bench.wait() == 0
     assert rounds > 2
     assert postgres.psql("SELECT count(*) FROM paused").strip() == str(8 * 100)

@@ -14,7 +14,7 @@ from pooler.admin.show import TABLES
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD, StartPgfunnel
 from tests.support.console import Console, refused
-from tests.support.pgfunnel import Pgfunnel
+from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import ServerError, Wire, startup
 
 SECRETS = {"alice": "alice's", "bob": "bob's", "md5": "md5's"}
@@ -106,8 +106,7 @@ def test_an_operator_gets_in_when_all_places_are_taken(guarded: Pgfunnel) -> Non
     with log_in_at(guarded, "alice"), log_in_at(guarded, "alice"), guarded.connect() as waits:
         waits.send(startup({"user": "alice", "database": "postgres"}))
         with log_in(guarded, "alice") as first, log_in(guarded, "bob") as second:
-            consoles = [row for row in first.rows("SHOW CLIENTS") if row[2] == "pgbouncer"]
-            assert len(consoles) == 2
+            eventually(lambda: sum(row[2] == "pgbouncer" for row in first.rows("SHOW CLIENTS")) == 2)
             (queued,) = second.rows("SHOW QUEUE")
             assert queued[:4] == ["postgres", "alice", "max_client_conn", "0"]
 
