@@ -29,6 +29,16 @@ def nobody(settings: Settings, directory: Directory, access: Access) -> str:
     )
 
 
+def nowhere(settings: Settings, directory: Directory) -> Iterator[str]:
+    """Yield what says that users are looked up in a database that there is not."""
+    if settings.upstream is not None:
+        return
+    named = {f"[databases] {name}: auth_dbname": entry.auth_dbname for name, entry in directory.databases.items()}
+    for what, name in {"auth_dbname": settings.auth_dbname, **named}.items():
+        if name and directory.database(name) is None:
+            yield f"{what}: there is no entry for {name} in [databases], nor for *, so that nobody could be looked up"
+
+
 def mistakes(settings: Settings, directory: Directory, access: Access) -> Iterator[str]:
     """Yield what can't be meant, of completed access."""
     if settings.auth_type == "any" and (settings.upstream is None or settings.upstream.user is None):

@@ -210,6 +210,7 @@ def _judge(unjudged: Loaded, mistakes: list[str]) -> Loaded:
         mistakes.extend(admission.mistakes(settings, unjudged.directory, access))
         if nobody := admission.nobody(settings, unjudged.directory, access):
             (notes if unjudged.from_ini else mistakes).append(nobody)
+        notes.extend(admission.nowhere(settings, unjudged.directory))
     if mistakes:
         raise ConfigurationError(mistakes)
     sources = {name: given[name].source if name in given else Source(name, DEFAULT) for name in Settings.model_fields}

@@ -183,6 +183,15 @@ def test_trust_needs_no_passwords_and_every_other_auth_type_does() -> None:
 # What is wrong
 
 
+def test_an_auth_dbname_that_names_no_database_is_noted(toml: Path) -> None:
+    entry = "[databases.shop]\nhost = 'db'\nauth_user = 'keeper'\nauth_dbname = "
+    toml.write_text(f"{entry}'shop'\n")
+    assert load(["--config", str(toml)], {}).notes == ()
+    toml.write_text(f"{entry}'other'\n")
+    (note,) = load(["--config", str(toml)], {}).notes
+    assert note.startswith("[databases] shop: auth_dbname: there is no entry for other in [databases]")
+
+
 def test_all_mistakes_of_all_sources_come_in_one_message(toml: Path) -> None:
     toml.write_text('pool_mod = "session"\ndefault_pool_size = -1\n')
     with pytest.raises(ConfigurationError) as raised:
