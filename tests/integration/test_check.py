@@ -1,7 +1,5 @@
 """`pgfunnel check`: what it says of databases that can be used, and of those that can't."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,25 +7,10 @@ import pytest
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import PASSWORD
 from tests.support.certificates import Certificates
+from tests.support.check import check, words
 from tests.support.scripted_server import Conversation, ScriptedServer
-from tests.support.standby import StandbyPostgres
 from tests.support.system_postgres import PASSWORD as SYSTEM_PASSWORD
 from tests.support.system_postgres import ROLES, tls_postgres
-
-HBA = ("host replication all 127.0.0.1/32 trust", "host all all 127.0.0.1/32 trust")
-
-
-def check(*arguments: str) -> tuple[int, str, str]:
-    """Run it, and return its exit status and what it wrote to stdout and stderr."""
-    command = [sys.executable, "-m", "pooler.main", "check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={})
-    return done.returncode, done.stdout, done.stderr
-
-
-def words(table: str, database: str) -> list[list[str]]:
-    """Return the cells of a database's lines."""
-    lines = [line.split() for line in table.splitlines()]
-    return [line for line in lines if line[:1] == [database]]
 
 
 @pytest.fixture
@@ -120,22 +103,6 @@ def test_it_says_what_is_wrong_with_connect_query(postgres: EmbeddedPostgres, to
     status, out, _ = check(f"--config={toml}")
     assert status == 0
     assert "warning: postgres: connect_query: ERROR: division by zero (22012)" in out
-
-
-def test_it_tells_the_primary_from_its_standby_and_whether_they_are_what_is_wanted(toml: Path) -> None:
-    with EmbeddedPostgres(hba=HBA) as primary, StandbyPostgres(primary) as standby:
-        hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
-        for attrs, alone, expected in (("primary", False, 0), ("standby", False, 0), ("standby", True, 1)):
-            host = hosts.split(",", maxsplit=1)[0] if alone else hosts
-            toml.write_text(
-                'auth_type = "any"\ndefault_pool_size = 5\n[databases.postgres]\n'
-                f'user = "postgres"\nhost = "{host}"\ntarget_session_attrs = "{attrs}"\n'
-            )
-            status, out, _ = check(f"--config={toml}")
-            assert status == expected
-            roles = [line[8] for line in words(out, "postgres")]
-            assert roles == (["primary"] if alone else ["primary", "standby"])
-    assert "FAILED: postgres: target_session_attrs is standby, and no host is a standby" in out
 
 
 def test_it_tells_how_far_tls_is_verified(certificates: Certificates) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import VERSIONS, StartPgfunnel
+from tests.support.check import check, words
 from tests.support.dns import DnsServer
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.scripted_server import Conversation, ScriptedServer
@@ -83,6 +84,21 @@ def test_a_cancel_goes_to_the_host_on_which_the_query_runs(
             threading.Timer(0.2, client.cancel).start()
             with pytest.raises(psycopg.errors.QueryCanceled):
                 client.execute("SELECT pg_sleep(20)")
+
+
+def test_check_tells_the_primary_from_its_standby_and_whether_they_are_what_is_wanted(
+    pair: tuple[EmbeddedPostgres, StandbyPostgres], tmp_path: Path
+) -> None:
+    toml = tmp_path / "pgfunnel.toml"
+    for hosts, roles, expected in ((pair, ["primary", "standby"], 0), (pair[:1], ["primary"], 1)):
+        toml.write_text(
+            'auth_type = "any"\ndefault_pool_size = 5\n'
+            + entry(*hosts, target_session_attrs="standby", user="postgres")
+        )
+        status, out, _ = check(f"--config={toml}")
+        assert status == expected
+        assert [line[8] for line in words(out, "postgres")] == roles
+    assert "FAILED: postgres: target_session_attrs is standby, and no host is a standby" in out
 
 
 def test_clients_wait_through_a_failover_and_go_on_with_the_new_primary(pgfunnel: StartPgfunnel) -> None:
