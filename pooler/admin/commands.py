@@ -12,9 +12,9 @@ _LONGEST_SHOWN: Final = 100
 
 _PIECES: Final = re.compile(
     r"""(?P<quoted> '(?:[^']|'')*' | "(?:[^"]|"")*" )
-      | (?P<comment> --[^\n]* | /\*.*?\*/ )
+      | (?P<blank> (?: \s | --[^\n]* | /\*.*?\*/ )+ )
       | (?P<end> ; )
-      | (?P<other> . )""",
+      | (?P<other> /\*.* | . )""",
     re.VERBOSE | re.DOTALL,
 )
 _WORD: Final = r"""("(?:[^"]|"")*"|[^\s;"'=]+)"""
@@ -29,7 +29,7 @@ class Command(NamedTuple):
     """A command other than SET key = value."""
 
     text: str
-    """As it was typed, without comments."""
+    """As it was typed, but for comments and blanks."""
     verb: str
     """In lower case; empty where the text has more than two words."""
     argument: str = ""
@@ -45,12 +45,15 @@ class SetCommand(NamedTuple):
 
 
 def split(text: str) -> list[str]:
-    """Return the commands between semicolons, without comments, and without those that are empty."""
+    """Return the commands between semicolons, without comments, and without those that are empty.
+
+    Blanks become one: long runs of them take regular expressions quadratic time.
+    """
     found = [""]
     for piece in _PIECES.finditer(text):
         if piece["end"]:
             found.append("")
-        elif piece["comment"]:
+        elif piece["blank"]:
             found[-1] += " "
         else:
             found[-1] += piece[0]

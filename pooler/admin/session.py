@@ -188,6 +188,7 @@ class ConsoleSession(asyncio.Protocol):
                     return
                 self.asked_at = self._duties.now()
                 await self._take(kind, payload)
+                await self._until_read()
         except ProtocolViolation as violation:
             self.end(Ending(Reason.CLIENT_VIOLATION, violation.sqlstate, violation.message))
         except TimeoutError:
@@ -274,16 +275,19 @@ class ConsoleSession(asyncio.Protocol):
         while piece := list(islice(rows, min(PIECE, limit - count) if limit else PIECE)):
             count += len(piece)
             self._write(b"".join(data_row(columns, row, formats) for row in piece))
-            async with asyncio.timeout(PATIENCE_S):
-                await self._readable.wait()
-            await asyncio.sleep(0)
+            await self._until_read()
         if limit and count == limit:
             self._write(PORTAL_SUSPENDED)
             return False
         self._write(command_complete(f"{tag} {count}" if tag == "SELECT" else tag))
+        await self._until_read()
+        return True
+
+    async def _until_read(self) -> None:
+        """Go on when the client has read what it was sent, or most of it, and others have had their turn."""
         async with asyncio.timeout(PATIENCE_S):
             await self._readable.wait()
-        return True
+        await asyncio.sleep(0)
 
     # --- the extended way
 

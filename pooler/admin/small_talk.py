@@ -9,8 +9,11 @@ from typing import Final
 
 from pooler import __version__
 from pooler.admin.commands import SetCommand, items
-from pooler.admin.results import Outcome, Plan, Row, columns, finished
-from protocol.console import Column, Kind
+from pooler.admin.results import CommandError, Outcome, Plan, columns, finished
+from protocol.console import Column, Kind, Value
+
+MOST_COLUMNS: Final = 1664
+"""Of a result, as in Postgres."""
 
 INTERFACE: Final = "1.26.0"
 """The version of PgBouncer whose console this is: monitoring looks there for what it may ask."""
@@ -62,7 +65,9 @@ _NO_ROWS: Final = re.compile(
     r"(?P<tag>discard\s+(?:all|plans|temp|temporary|sequences)|reset|deallocate|close|unlisten)\b.*", re.IGNORECASE
 )
 _SET_OTHER: Final = re.compile(r"set\s+(?:names|session\s+characteristics|transaction|time\s+zone)\b.*", re.IGNORECASE)
-_SHOW: Final = re.compile(r"(?:show|select\s+current_setting\s*\(\s*')\s*(?P<name>[\w\s]+?)(?:'.*)?", re.IGNORECASE)
+_SHOW: Final = re.compile(
+    r"(?:show|select\s+current_setting\s*\(\s*')\s*(?P<name>\w+(?:\s+\w+)*)\s*(?:'.*)?", re.IGNORECASE
+)
 _SELECT: Final = re.compile(r"select\s+(?P<items>[^;]*)", re.IGNORECASE | re.DOTALL)
 _ITEM: Final = re.compile(
     r"(?:pg_catalog\.)?(?:(?P<function>\w+)\s*\(\s*\)|(?P<number>-?\d{1,9})|'(?P<text>[^']*)'|(?P<word>\w+))"
@@ -131,8 +136,10 @@ def _constants(listed: str, user: str, database: str) -> Plan | None:
         "false": "f",
     }
     found: list[Column] = []
-    row: Row = ()
+    row: list[Value] = []
     for item in items(listed):
+        if len(found) == MOST_COLUMNS:
+            raise CommandError(f"target lists can have at most {MOST_COLUMNS} entries", sqlstate="54011")
         parts = _ITEM.fullmatch(item)
         if parts is None:
             return None
@@ -140,16 +147,16 @@ def _constants(listed: str, user: str, database: str) -> Plan | None:
         name = parts["name"] or (called if parts["function"] else "?column?")
         if parts["number"]:
             found.append(Column(name, Kind.INT4))
-            row = (*row, int(parts["number"]))
+            row.append(int(parts["number"]))
         elif parts["text"] is not None:
             found.append(Column(name, Kind.TEXT))
-            row = (*row, parts["text"])
+            row.append(parts["text"])
         elif called in known:
             found.append(Column(name, Kind.TEXT))
-            row = (*row, known[called])
+            row.append(known[called])
         else:
             return None
-    return Plan(finished(Outcome("SELECT", [row])), tuple(found))
+    return Plan(finished(Outcome("SELECT", [tuple(row)])), tuple(found))
 
 
 def _from_catalog(text: str) -> Plan | None:

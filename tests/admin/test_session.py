@@ -17,7 +17,7 @@ from protocol.startup import Startup
 from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import eventually
 from tests.support.transport import MockTransport
-from tests.support.wire import query, startup, terminate
+from tests.support.wire import describe_statement, parse, query, startup, sync, terminate
 
 LOGIN = Startup("alice", "pgbouncer", 0, negotiate=False, unknown_options=[], parameters={})
 
@@ -72,6 +72,28 @@ async def test_rows_are_not_made_faster_than_they_are_read(monkeypatch: pytest.M
     ending = await desk.until_ended()
     assert endless.made <= 2 * module.PIECE
     assert ending.reason is Reason.CLIENT_IDLE_TIMEOUT
+
+
+async def test_short_requests_are_not_answered_faster_than_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    desk = Desk(Endless())
+    desk.session.data_received(parse("SHOW IT"))
+    await asyncio.sleep(0)
+    desk.session.pause_writing()
+    desk.session.data_received(describe_statement() * 1000)
+    ending = await desk.until_ended()
+    assert len(desk.transport.sent) < 200
+    assert ending.reason is Reason.CLIENT_IDLE_TIMEOUT
+
+
+async def test_others_have_their_turn_between_requests() -> None:
+    desk = Desk(Endless())
+    desk.session.data_received(sync() * 1000)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert 0 < len(desk.transport.sent) < 1000
+    desk.session.connection_lost(None)
+    await desk.until_ended()
 
 
 async def test_others_have_their_turn_between_rows() -> None:
