@@ -21,6 +21,7 @@ from pooler.web import Web
 
 _JUST_CONNECTED_S: Final = 2.0
 """How long a client that has connected may take to begin what it has connected for."""
+_METRICS: Final = frozenset({"metrics_addr", "metrics_port"})
 _SHUTDOWN: Final = Ending(
     Reason.SHUTDOWN, "57P01", "terminating connection: pgfunnel is shutting down", hint="Connect again."
 )
@@ -72,7 +73,13 @@ class Pooler:
                 await self._web.start()
             except OSError as error:
                 where = f"{settings.metrics_addr} port {settings.metrics_port}"
-                raise ListenError(f"can't serve metrics on {where}: {error.strerror or error}") from None
+                failure = f"can't serve metrics on {where}: {error.strerror or error}"
+                if not _METRICS & self.current.loaded.given.keys():
+                    # Nobody has asked for it, and PgBouncer's exporter takes the same port by default.
+                    self._web = None
+                    self.log.warning("metrics_not_served", error=failure, advice="set metrics_port to a free one")
+                else:
+                    raise ListenError(failure) from None
         places = await self._doors.open(settings, self.parts.new_login, self.parts.new_local_login)
         self._process.ready()
         for place in places:  # once whoever waits for the first such line can come by any of them

@@ -4,7 +4,7 @@ import signal
 import socket
 import struct
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import psycopg
 import pytest
@@ -241,6 +241,18 @@ def test_port_that_is_taken_is_told_at_start(postgres: EmbeddedPostgres, pooler:
     assert f"can't serve metrics on 127.0.0.1 port {pooler.metrics_port}: " in second.log[-1]
     assert "address already in use" in second.log[-1].lower()
     assert "Traceback" not in "\n".join(second.log)
+
+
+def test_default_port_that_is_taken_keeps_nobody_from_starting(postgres: EmbeddedPostgres) -> None:
+    second = Pgfunnel(postgres.url())
+    del second.settings["metrics_port"]
+    with ExitStack() as exporter:
+        with suppress(OSError):  # somebody else has it, which does as well
+            exporter.enter_context(socket.create_server(("127.0.0.1", 9127)))
+        with second, second.login() as wire:
+            assert wire.value("SELECT 1") == "1"
+            line = second.wait_for_log("event=metrics_not_served")
+    assert "can't serve metrics on 127.0.0.1 port 9127: " in line
 
 
 def test_no_address_no_port(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
