@@ -291,7 +291,7 @@ class Pools:
         if self.shares.used:
             self.shares.enforce()  # what was being opened when a server shrank is open by now
         for pool in self.shares.due():
-            self.openings.begin(self._look_again(pool))
+            self.openings.begin(self._look_again(self._places[pool]))
         self._make_ahead()
         idle_timeout = self._settings.pool_idle_timeout
         for pool in self:
@@ -305,7 +305,9 @@ class Pools:
                     server.retire(Reason.POOL_IDLE_TIMEOUT)
                 if not pool.servers:
                     self.forget(pool)
-        forgotten = self.databases.sweep(lambda name: any(used(pool) or pool.in_use for pool in self.of_database(name)))
+        forgotten = self.databases.sweep(
+            lambda name: any(used(pool) or pool.in_use or pool.opening for pool in self.of_database(name))
+        )
         for database in forgotten:
             for pool in self.of_database(database.name):
                 self.forget(pool)
@@ -365,10 +367,10 @@ class Pools:
         if pools:
             self.shares.enforce()
 
-    async def _look_again(self, pool: ServerPool) -> None:
+    async def _look_again(self, place: Place) -> None:
         """Log in once more, for what the server has now."""
         try:
-            leave(await self.logins.log_in(self._places[pool]))
+            leave(await self.logins.log_in(place))
         except (ConnectFailedError, SourceFailedError, LoginRefusedError):
             return  # the next login of the pool finds out, and tells
 

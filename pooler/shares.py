@@ -86,7 +86,7 @@ class Shares:
         shared = {server.cap for server in self._servers.values()}
         before = {cap for cap in pool.caps if cap in shared}
         after = {server.cap for server in self._servers_of(terms)} if self.used else set()
-        count = len(pool.servers) + pool.opening
+        count = len(pool.servers) + pool.opening + pool.aside
         for cap in before - after:
             cap.pools.remove(pool)
             cap.count -= count
@@ -137,7 +137,7 @@ class Shares:
         for server in self._servers.values():
             cap = server.cap
             self._limit(server)
-            excess = sum(_stay(pool) + pool.opening for pool in cap.pools) - cap.limit
+            excess = sum(_stay(pool) + pool.opening + pool.aside for pool in cap.pools) - cap.limit
             for _ in range(excess if cap.limit else 0):
                 max(cap.pools, key=_stay).give_up_one()
             for pool in cap.starving():

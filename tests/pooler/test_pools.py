@@ -201,6 +201,20 @@ async def test_names_of_databases_that_there_are_not_leave_nothing_behind() -> N
     await pools.close()
 
 
+async def test_a_database_is_not_forgotten_while_a_connection_is_being_opened() -> None:
+    house = House()
+    pools = pools_with(Vault({}), house=house)
+    pool = pools.get("alice", "made up")
+    assert pool is not None
+    assert pool.take_place()
+    for _ in range(2):
+        pools.sweep(lambda _: False, house.time)
+        house.time += 3600.0
+    pools.openings.opened(pool, Login(MockTransport(), b"key 1234", {}))
+    assert len(pool.servers) == 1
+    await pools.close()
+
+
 async def test_a_server_that_is_used_is_asked_again_what_it_has() -> None:
     figures = iter((b"20", b"40"))
     asked = asyncio.Semaphore(0)

@@ -118,6 +118,20 @@ def test_pools_that_were_made_before_there_were_shares_count_from_the_reload_on(
     assert open_servers(other, 0) == 30, "the bound has gone with the share"
 
 
+def test_a_connection_that_replicates_counts_where_its_pool_leads_to() -> None:
+    town = Town(shop=entry(Percent(10)))
+    pool = town.pool("shop")
+    town.learn(20)
+    assert pool.take_aside()
+    (cap,) = pool.caps
+    town.change(shop=entry(2))
+    assert cap.count == 0
+    town.change(shop=entry(Percent(10)))
+    assert cap.count == 1
+    pool.give_back_aside(0.0)
+    assert cap.count == 0
+
+
 def test_servers_do_not_share_with_each_other() -> None:
     town = Town(shop=entry(Percent(50)), other=entry(Percent(50), host="elsewhere"))
     shop, other = town.pool("shop"), town.pool("other")
