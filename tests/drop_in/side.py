@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -142,9 +141,7 @@ class Side:
     def accepts(self) -> bool:
         if self.process.poll() is not None:
             raise AssertionError(f"{self.name} has ended:\n{self.process.communicate()[0]}")
-        with suppress(ConnectionRefusedError), Wire(self.host, self.port):
-            return True
-        return False
+        return self.log_file.exists() and "listening" in self.log_file.read_text()
 
     def login(self, user: str, dbname: str) -> Wire:
         return Wire(self.host, self.port).login(user, dbname, PASSWORDS[user])

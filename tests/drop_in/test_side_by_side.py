@@ -175,6 +175,7 @@ SHOWN: Final = (
     "VERSION",
 )
 RENAMED: Final = {"reserve_pool": "reserve_pool_size"}
+LISTED: Final = ("pooler_admin", "monitoring", "gatekeeper", "shop_app", "shop_reader", "batch")
 ENTRIES: Final = ("shop", "shop_reports", "ledger", "archive", "nightly")
 KEPT: Final = (
     "host",
@@ -226,9 +227,7 @@ def test_databases_users_and_lists_are_the_same(sides: tuple[Side, Side]) -> Non
             {RENAMED.get(key, key): value for key, value in row.items()} for row in table(side, "SHOW DATABASES")[1]
         ]
         databases.append({row["name"]: [row[key] for key in KEPT] for row in rows if row["name"] in ENTRIES})
-        modes.append(
-            {row["name"]: row["pool_mode"] for row in table(side, "SHOW USERS")[1] if row["name"] != "pgbouncer"}
-        )
+        modes.append({row["name"]: row["pool_mode"] for row in table(side, "SHOW USERS")[1] if row["name"] in LISTED})
         lists.append([row["list"] for row in table(side, "SHOW LISTS")[1]])
     assert databases[0] == databases[1]
     assert modes[0] == modes[1]
