@@ -12,6 +12,7 @@ from typing import Final
 
 from config.databases import Directory, Peer
 from config.settings import Settings
+from pooler.address import Address
 from pooler.current import Current
 from pooler.dial import dial
 from protocol.messages import cancel_request
@@ -131,7 +132,8 @@ class Peers:
         except TimeoutError:
             self._on_failure(peer_id, f"not confirmed within {timeout:g} s")
         except OSError as error:
-            self._on_failure(peer_id, str(error))
+            where = Address(pool.peer.host, pool.peer.port)
+            self._on_failure(peer_id, f"can't connect to {where}: {error.strerror or error}")
 
     async def close(self) -> None:
         """Give up what is under way."""

@@ -89,7 +89,7 @@ def test_a_peer_that_is_not_there_is_told_in_the_log(pgfunnel: StartPgfunnel, po
     with pooler.connect() as courier:
         courier.send(cancel_request(int.from_bytes(key[:4], "big"), key[4:]))
         assert courier.read_to_end() == []
-    pooler.wait_for_log("event=cancel_not_forwarded peer=2.*refused")
+    pooler.wait_for_log("event=cancel_not_forwarded peer=2 error=\"can't connect to 127.0.0.1:1: .*refused")
 
 
 @pytest.fixture
