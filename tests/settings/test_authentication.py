@@ -65,7 +65,7 @@ def test_what_auth_query_has_answered_serves_for_auth_query_max_age_while_postgr
             auth_type="plain",
             auth_user="postgres",
             auth_query_max_age=auth_query_max_age,
-            client_login_timeout=3,
+            client_login_timeout=1.5,
         )
         pooler.login("plain", password=PASSWORD).terminate()
         proxy.refuse()
@@ -77,11 +77,11 @@ def test_what_auth_query_has_answered_serves_for_auth_query_max_age_while_postgr
 
 
 def test_a_failed_login_is_told_after_login_failure_delay(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
-    pooler = pgfunnel(postgres.url(), auth_type="plain", users='{"alice": "secret"}', login_failure_delay=2)
+    pooler = pgfunnel(postgres.url(), auth_type="plain", users='{"alice": "secret"}', login_failure_delay=1.7)
     began = time.monotonic()
     with pooler.connect() as wire, pytest.raises(ServerError):
         wire.login("alice", "postgres", "wrong")
-    assert time.monotonic() - began >= 2
+    assert time.monotonic() - began >= 1.7
 
 
 def own_address() -> str:

@@ -10,7 +10,7 @@ from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import StartPgfunnel
 from tests.support.pgfunnel import eventually
 from tests.support.scripted_server import Conversation, ScriptedServer
-from tests.support.wire import kinds, parse, query, sync
+from tests.support.wire import bind, execute, kinds, parse, query, sync
 
 
 def test_session_state_may_differ_by_database_and_by_user(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> None:
@@ -76,6 +76,27 @@ def test_a_server_keeps_no_more_than_max_prepared_statements(
             assert kinds(wire.read_until()) == "1Z"
         kept = wire.rows("SELECT statement FROM pg_prepared_statements ORDER BY statement")
     assert kept == [["SELECT 2"], ["SELECT 3"]]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["turned_off", "turned_on"])
+def test_clients_go_on_when_max_prepared_statements_is_turned_off_or_on(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, before: bool
+) -> None:
+    pooler = pgfunnel(postgres.url(), default_pool_size=1, max_prepared_statements=200 * before, admin_users="postgres")
+    with pooler.login() as wire, pooler.login(dbname="pgbouncer") as console:
+        wire.query("BEGIN")
+        if before:
+            wire.send(parse("SELECT 'a'", "a"), parse("SELECT 'b'", "b"), sync())
+            wire.read_until()
+        console.query(f"SET max_prepared_statements = {200 * (not before)}")
+        if not before:
+            wire.send(parse("SELECT 'a'", "a"), parse("SELECT 'b'", "b"), sync())
+            wire.read_until()
+        for end in ("COMMIT", "BEGIN", "COMMIT"):
+            for name in "abab":
+                wire.send(bind(statement=name), execute(), sync())
+                assert wire.read_until()[1].columns == [name]
+            wire.query(end)
 
 
 def test_texts_of_statements_take_no_more_than_max_statement_memory(
