@@ -275,13 +275,16 @@ class Copy:
 
 @final
 class ServerStatements:
-    """What one server has prepared, the one used last at the end; `most` of them."""
+    """What one server has prepared, the one used last at the end; `most` of them.
+
+    At least one: when a reload turns them off, clients go on with what they have prepared.
+    """
 
     __slots__ = ("_copies", "_library", "_made", "_most", "_surplus")
 
     def __init__(self, library: Library, most: int) -> None:
         self._library = library
-        self._most = most
+        self._most = max(1, most)
         self._copies: OrderedDict[Statement, Copy] = OrderedDict()
         self._made = 0
         self._surplus: list[bytes] = []
