@@ -22,7 +22,9 @@ class Pidfile:
         except OSError as error:
             raise StartError(f"can't read pidfile {self._path}: {error.strerror}") from None
         if not _is_stale(text):
-            raise StartError(f"pidfile {self._path} exists: another process runs with it, or it is none of a process")
+            number = text.strip()
+            why = f"process {number} runs with it" if number.isdecimal() else "it is none of a process; remove it"
+            raise StartError(f"pidfile {self._path} exists: {why}, or set another")
         try:
             self._path.unlink()
         except OSError as error:

@@ -36,7 +36,7 @@ def test_a_pidfile_keeps_out_a_second_process_while_the_first_runs(
     first = pgfunnel(postgres.url(), pidfile=str(pidfile))
     second = Pgfunnel(postgres.url(), pidfile=str(pidfile))
     assert second.refuses_to_start() == 1
-    second.wait_for_log(f"pidfile {pidfile} exists")
+    second.wait_for_log(f"pidfile {pidfile} exists: process {first.process.pid} runs with it")
     assert pidfile.read_text() == f"{first.process.pid}\n"
     first.signal(signal.SIGTERM)
     first.wait_for_log("event=stopped")
