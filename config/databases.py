@@ -167,7 +167,9 @@ class Peer(_Entry):
     host: Annotated[
         str, BeforeValidator(_host), Takes("HOST", "a host name, an address or the directory of a Unix socket")
     ] = Field(description="Where it listens.")
-    port: ServerPort = Field(default=6432, description="Its port there, and part of its Unix socket's name; 6432 if not set.")
+    port: ServerPort = Field(
+        default=6432, description="Its port there, and part of its Unix socket's name; 6432 if not set."
+    )
     pool_size: _Count = Field(
         default=None, description="How many cancel requests may be on their way to it; default_pool_size if not set."
     )
