@@ -1,19 +1,23 @@
 """A Postgres and a pooler whose console shows what a test has brought about, column by column."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
 from tests.conftest import StartPgfunnel
-from tests.support.console import Shown
-from tests.support.pgfunnel import Pgfunnel
+from tests.support.console import Console, Shown
+from tests.support.pgfunnel import Pgfunnel, eventually
 
 EVERYBODY = {"postgres": "", "alice": "", "bob": ""}
 
 StartShop = Callable[..., Pgfunnel]
+
+
+def entry(postgres: EmbeddedPostgres, keys: str, host: str = "127.0.0.1", port: int = 0) -> str:
+    return f'[databases.shop]\nhost = "{host}"\nport = {port or postgres.port}\ndbname = "postgres"\n{keys}\n'
 
 
 @pytest.fixture
@@ -23,11 +27,24 @@ def shop(postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel) -> StartShop:
     def start(
         keys: str = "", tables: str = "", *, host: str = "127.0.0.1", port: int = 0, **settings: object
     ) -> Pgfunnel:
-        place = f'host = "{host}"\nport = {port or postgres.port}\ndbname = "postgres"'
-        entry = f"[databases.shop]\n{place}\n{keys}\n"
-        return pgfunnel(toml=f"{entry}{tables}", userlist=EVERYBODY, **{"admin_users": "postgres", **settings})
+        text = entry(postgres, keys, host, port) + tables
+        return pgfunnel(toml=text, userlist=EVERYBODY, **{"admin_users": "postgres", **settings})
 
     return start
+
+
+@pytest.fixture(scope="session")
+def one_for_all(postgres: EmbeddedPostgres) -> Iterator[Pgfunnel]:
+    with Pgfunnel(toml=entry(postgres, "pool_size = 1"), userlist=EVERYBODY, admin_users="postgres") as pooler:
+        yield pooler
+
+
+@pytest.fixture
+def small(one_for_all: Pgfunnel) -> Iterator[Pgfunnel]:
+    """Share a pgfunnel whose database shop has one connection, and leave it to the next test without clients."""
+    yield one_for_all
+    with Console(one_for_all) as console:
+        eventually(lambda: not console.show("CLIENTS", database="shop") and len(console.show("SERVERS")) <= 1)
 
 
 def taken(row: Shown, column: str) -> float:

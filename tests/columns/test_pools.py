@@ -45,9 +45,8 @@ def becomes(console: Console, **expected: object) -> None:
     eventually(lambda: console.one("POOLS", database="shop") == IDLE | expected)
 
 
-def test_clients_and_servers_are_counted_by_what_they_do(shop: StartShop) -> None:
-    pooler = shop("pool_size = 1")
-    with Console(pooler) as console, login(pooler) as first, login(pooler) as second:
+def test_clients_and_servers_are_counted_by_what_they_do(small: Pgfunnel) -> None:
+    with Console(small) as console, login(small) as first, login(small) as second:
         becomes(console, cl_active=2, sv_idle=1)
         first.query("BEGIN")
         becomes(console, cl_active=2, sv_active=1)
@@ -184,10 +183,9 @@ def is_waiting(console: Console, clients: int) -> bool:
     return len(console.show("QUEUE")) == clients
 
 
-def test_the_queue_tells_who_waits_for_what_how_long_behind_how_many(shop: StartShop) -> None:
-    pooler = shop("pool_size = 1")
-    with Console(pooler) as console, login(pooler) as holder, ExitStack() as open_:
-        clients = [open_.enter_context(pooler.connect()) for _ in range(2)]
+def test_the_queue_tells_who_waits_for_what_how_long_behind_how_many(small: Pgfunnel) -> None:
+    with Console(small) as console, login(small) as holder, ExitStack() as open_:
+        clients = [open_.enter_context(small.connect()) for _ in range(2)]
         for ahead, client in enumerate(clients):
             client.login("alice", "shop", application_name=f"cart {ahead}")
         holder.query("BEGIN")

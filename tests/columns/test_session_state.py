@@ -4,13 +4,12 @@ import time
 
 from tests.columns.conftest import StartShop, taken
 from tests.support.console import Console
-from tests.support.pgfunnel import eventually
+from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import bind, execute, parse, sync
 
 
-def test_pins_shows_who_keeps_which_server_since_when_and_why(shop: StartShop) -> None:
-    pooler = shop()
-    with Console(pooler) as console, pooler.connect().login("alice", "shop", application_name="cart") as wire:
+def test_pins_shows_who_keeps_which_server_since_when_and_why(small: Pgfunnel) -> None:
+    with Console(small) as console, small.connect().login("alice", "shop", application_name="cart") as wire:
         wire.query("LISTEN jobs")
         wire.query("SELECT pg_advisory_lock(4711)")
         pid = int(str(wire.value("SELECT pg_backend_pid()")))

@@ -53,9 +53,8 @@ def cart(pooler: Pgfunnel, name: str = "cart") -> Wire:
     return pooler.connect().login("alice", "shop", application_name=name)
 
 
-def test_a_client_and_its_server_are_shown_with_each_other(shop: StartShop, postgres: EmbeddedPostgres) -> None:
-    pooler = shop()
-    with Console(pooler) as console, cart(pooler) as wire:
+def test_a_client_and_its_server_are_shown_with_each_other(small: Pgfunnel, postgres: EmbeddedPostgres) -> None:
+    with Console(small) as console, cart(small) as wire:
         wire.send(parse("SELECT 1", "one"), sync())
         wire.read_until()
         time.sleep(2.1)
@@ -75,7 +74,7 @@ def test_a_client_and_its_server_are_shown_with_each_other(shop: StartShop, post
             "addr": "127.0.0.1",
             "port": wire.socket.getsockname()[1],
             "local_addr": "127.0.0.1",
-            "local_port": pooler.port,
+            "local_port": small.port,
             "wait": 0,
             "wait_us": 0,
             "close_needed": 0,
@@ -90,7 +89,7 @@ def test_a_client_and_its_server_are_shown_with_each_other(shop: StartShop, post
         assert server == client | {
             "type": "S",
             "port": postgres.port,
-            "local_port": local_port(pooler, postgres.port),
+            "local_port": local_port(small, postgres.port),
             "close_needed": 1,
             "ptr": client["link"],
             "link": client["ptr"],
@@ -106,9 +105,8 @@ def local_port(pooler: Pgfunnel, port: int) -> int:
     return int(found)
 
 
-def test_a_client_that_waits_is_shown_with_how_long(shop: StartShop) -> None:
-    pooler = shop("pool_size = 1")
-    with Console(pooler) as console, cart(pooler) as holder, cart(pooler, "late") as late:
+def test_a_client_that_waits_is_shown_with_how_long(small: Pgfunnel) -> None:
+    with Console(small) as console, cart(small) as holder, cart(small, "late") as late:
         holder.query("BEGIN")
         late.send(query("SELECT 1"))
         eventually(lambda: console.one("CLIENTS", application_name="late")["state"] == "waiting")
@@ -145,10 +143,9 @@ def test_tls_a_system_user_and_replication_are_shown(
             assert console.one("SERVERS", user="postgres")["replication"] == "logical"
 
 
-def test_sockets_shows_all_and_what_stands_in_their_buffers(shop: StartShop) -> None:
+def test_sockets_shows_all_and_what_stands_in_their_buffers(small: Pgfunnel) -> None:
     asked = query("SELECT 'much to say'")
-    pooler = shop("pool_size = 1")
-    with Console(pooler) as console, cart(pooler) as holder, cart(pooler, "late") as late, pooler.connect() as stranger:
+    with Console(small) as console, cart(small) as holder, cart(small, "late") as late, small.connect() as stranger:
         holder.query("BEGIN")
         late.send(asked)
         stranger.send(b"\\0")
@@ -191,11 +188,10 @@ def unsent(console: Console) -> int:
     return int(console.one("ACTIVE_SOCKETS", type="C")["send_avail"])
 
 
-def test_fds_shows_descriptors_and_who_is_linked_with_whom(shop: StartShop, postgres: EmbeddedPostgres) -> None:
-    pooler = shop()
-    with Console(pooler) as console, cart(pooler) as wire:
+def test_fds_shows_descriptors_and_who_is_linked_with_whom(small: Pgfunnel, postgres: EmbeddedPostgres) -> None:
+    with Console(small) as console, cart(small) as wire:
         wire.query("BEGIN")
-        sockets = psutil.Process(pooler.process.pid).net_connections("tcp")
+        sockets = psutil.Process(small.process.pid).net_connections("tcp")
         by_port = {each.raddr.port: each.fd for each in sockets if each.raddr}
         port = wire.socket.getsockname()[1]
         row = {
