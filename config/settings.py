@@ -21,7 +21,9 @@ class Network(BaseModel):
     """Sockets and messages."""
 
     max_packet_size: PacketSize = Field(
-        default=2147483647, description="Longest message taken from a client or from Postgres."
+        default=2147483647,
+        description="Longest message taken from a client or from Postgres. Up to 10000 bytes that arrive at once are "
+        "taken anyway.",
     )
     tcp_keepalive: Boolean = Field(default=True, description="Probe silent TCP connections for dead peers.")
     tcp_keepcnt: KeepaliveCount = Field(

@@ -67,7 +67,8 @@ class Timeouts(BaseModel):
     )
     client_idle_timeout: Seconds = Field(
         default=0.0,
-        description="How long a client may be idle outside a transaction before it is disconnected; 0 for ever.",
+        description="How long a client may be idle outside a transaction before it is disconnected; 0 for ever. As in "
+        "PgBouncer, who keeps a server connection is not idle, as in session mode after the first query.",
     )
     idle_transaction_timeout: Seconds = Field(
         default=0.0,
