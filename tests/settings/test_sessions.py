@@ -34,6 +34,7 @@ def test_no_more_than_max_pinned_servers_are_pinned(postgres: EmbeddedPostgres, 
     pooler = pgfunnel(postgres.url(), default_pool_size=4, max_pinned=1)  # half of the pool's size would be 2
     with pooler.login() as wire, pooler.login() as other:
         assert kinds(wire.query("LISTEN jobs")) == "CZ"
+        eventually(lambda: pooler.metric("pgfunnel_pinned_clients", user="postgres") == 1)
         assert kinds(other.query("LISTEN jobs")) == "EZ"
         assert kinds(wire.query("UNLISTEN jobs")) == "CZ"
         eventually(lambda: kinds(other.query("LISTEN jobs")) == "CZ")
