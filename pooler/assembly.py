@@ -443,6 +443,9 @@ class Parts:
         for client in (*self.clients.values(), *self.passages):
             if client.pool.database == name:
                 client.end(ending)
+        for login in list(self.lobby.proving):  # whatever it waits for would lead there, or never comes
+            if login.startup.database == name:
+                login.end(ending)
 
 
 def _everybody(settings: Settings) -> str:

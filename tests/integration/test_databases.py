@@ -156,6 +156,19 @@ def test_a_reload_brings_databases_and_takes_them_away(postgres: EmbeddedPostgre
         assert wire.rows(WHO) == [["postgres", "books"]]
 
 
+@pytest.mark.parametrize("parameters", [{}, {"work_mem": "1MB"}, {"replication": "database"}], ids=str)
+def test_who_is_logging_in_when_a_database_is_taken_away_is_told_so(
+    postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel, parameters: dict[str, str]
+) -> None:
+    pooler = pgfunnel(toml=toml(postgres, books=""), userlist=USERS, admin_users="postgres")
+    with pooler.login(dbname="pgbouncer") as console, pooler.connect() as wire:
+        console.query("PAUSE books")
+        wire.send(startup({"user": "postgres", "database": "books", **parameters}))
+        eventually(lambda: len(console.rows("SHOW QUEUE")) == 1)
+        rewrite(pooler, toml(postgres, shop='dbname = "books"'))
+        assert wire.error().sqlstate == "57P01"
+
+
 def test_only_connections_that_lead_elsewhere_now_are_closed_and_not_before_their_transaction_is_over(
     postgres: EmbeddedPostgres, pgfunnel: StartPgfunnel
 ) -> None:
