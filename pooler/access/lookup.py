@@ -239,7 +239,8 @@ class Lookup:
             self._failing_since = now
         if not self._failures or not failure.for_now:
             # Once for each time that it is away: hundreds may be waiting.
-            self._log.warning("auth_query_failed", error=str(failure), waiting=len(self._inquiries))
+            waiting = len(self._inquiries)
+            self._log.warning("auth_query_failed", auth_user=self._auth_user, error=str(failure), waiting=waiting)
         self._failures += 1
 
     def _give_up(self, user: str, inquiry: _Inquiry) -> None:

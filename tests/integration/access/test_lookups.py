@@ -168,7 +168,7 @@ def test_a_query_that_may_not_be_run_is_told_in_the_log(pgfunnel: StartPgfunnel,
     refused = refusal(pooler, "scram")
     assert refused.sqlstate == "08006"
     assert "pg_authid" not in refused.message
-    assert "permission denied for table pg_authid" in pooler.wait_for_log("event=auth_query_failed")
+    assert "permission denied for table pg_authid" in pooler.wait_for_log("event=auth_query_failed auth_user=alice")
     assert "reason=auth_query_failed" in pooler.wait_for_log("event=login_failed")
 
 
