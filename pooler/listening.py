@@ -78,6 +78,7 @@ class Doors:
             await self._let_the_last_in(at_once=at_once)
         for listener in self._listeners:
             listener.close()
+        self._sockets.clear()
 
     async def _let_the_last_in(self, *, at_once: bool) -> None:
         """Accept who has connected, who would be reset else.

@@ -31,6 +31,14 @@ def sent_away(wire: Wire) -> bool:
     return farewell.fields["C"] == "57P01"
 
 
+def refuses(pooler: Pgfunnel) -> bool:
+    try:
+        pooler.connect().close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def begin_shutdown(pooler: Pgfunnel, number: signal.Signals) -> None:
     pooler.signal(number)
     pooler.wait_for_log("event=shutting_down")
@@ -199,6 +207,17 @@ def test_nobody_is_let_in_any_more(pooler: Pgfunnel) -> None:
         with pytest.raises(ConnectionRefusedError):
             pooler.connect()
         assert busy.query("COMMIT")[-1].payload == b"I"
+    assert pooler.wait() == 0
+
+
+def test_a_reload_meanwhile_does_no_harm(pooler: Pgfunnel) -> None:
+    with pooler.login() as busy:
+        busy.query("BEGIN")
+        begin_shutdown(pooler, signal.SIGTERM)
+        eventually(lambda: refuses(pooler))
+        pooler.signal(signal.SIGHUP)
+        pooler.wait_for_log("event=reloaded")
+        assert kinds(busy.query("COMMIT")) == "CZ"
     assert pooler.wait() == 0
 
 
