@@ -218,13 +218,13 @@ def no_place_for_a_client(side: Side) -> Iterator[str]:
 
 
 def a_client_that_vanishes(side: Side) -> Iterator[str]:
-    running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(4.25)' AND state = 'active'"
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(2.25)' AND state = 'active'"
     with side.login("shop_app", "shop") as other:
         client = side.login("shop_reader", "shop")
-        client.send(query("SELECT pg_sleep(4.25)"))
+        client.send(query("SELECT pg_sleep(2.25)"))
         eventually(lambda: other.value(running) == "1")
         client.reset()
-        time.sleep(1)
+        time.sleep(0.5)
         yield f"its query runs on: {other.value(running) == '1'}"
 
 

@@ -85,8 +85,9 @@ class Side:
             shutil.copy(source, self.directory / file)
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PG")},
-            # Two of them would be in each other's way on the default port.
+            # Two of them would be in each other's way on the default port; and those who fail have nothing to wait for.
             "PGFUNNEL_METRICS_PORT": str(metrics_port),
+            "PGFUNNEL_LOGIN_FAILURE_DELAY": "0",
         }
 
     def write(self, file: str, text: str, without: Iterable[str] = ()) -> None:
