@@ -30,10 +30,10 @@ SyslogFacility = Annotated[
 class Console(BaseModel):
     """The console: the databases pgbouncer and pgfunnel, which are ours."""
 
-    admin_users: Names = Field(
-        default=(), description="Users who may do everything on the console, with auth_type any everybody."
+    admin_users: Names = Field(default=(), description="Users who may do everything on the console.")
+    stats_users: Names = Field(
+        default=(), description="Users who may look at everything on the console (SHOW), with auth_type any everybody."
     )
-    stats_users: Names = Field(default=(), description="Users who may look at everything on the console (SHOW).")
 
 
 class Metrics(BaseModel):

@@ -166,7 +166,7 @@ class Commander:
 
     def _needs_admin(self) -> None:
         if not self._admin:
-            raise CommandError("admin access needed", hint="The user is in stats_users, not in admin_users.")
+            raise CommandError("admin access needed", hint="It takes a user of admin_users.")
 
 
 def help_text() -> str:
