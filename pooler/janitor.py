@@ -201,7 +201,7 @@ class Janitor:
         if not pool.servers:
             failure = pool.failure
             return f"No connection to Postgres could be opened: {failure or 'the limits leave no room for one'}."
-        return "Shorten the transactions that hold the connections, or raise default_pool_size or the entry's pool_size."
+        return "Shorten the transactions that hold the connections, or raise pool_size or default_pool_size."
 
     def _sweep_idle_clients(self, now: float) -> None:
         pools = self._premises.pools
