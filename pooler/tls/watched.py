@@ -42,7 +42,9 @@ class WatchedContext:
             )
 
     def reload(self) -> None:
-        """Read the files again; what can't be used changes nothing."""
+        """Read the files again, if there are any; what can't be used changes nothing."""
+        if not self._files:
+            return
         self._stamps = self._look()
         try:
             self.context = self._make()
