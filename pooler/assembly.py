@@ -31,32 +31,32 @@ from pooler.credentials.sourced import sourced_passwords
 from pooler.credentials.vault import Vault
 from pooler.current import Current
 from pooler.databases import Databases
-from pooler.dial import ServerTls
-from pooler.extended_only import protocol_of
-from pooler.fitting import Fittings
-from pooler.hosts import Hosts
+from pooler.entrance.extended_only import protocol_of
+from pooler.entrance.fitting import Fittings
+from pooler.entrance.lobby import Departures, Lobby
+from pooler.entrance.login import ClientLogin
+from pooler.entrance.login_duties import LoginDuties, TlsOffer
+from pooler.figures.keeper import Keeper
+from pooler.figures.metrics import Figures
+from pooler.figures.slow import Slow
+from pooler.figures.statistics import Period
+from pooler.figures.tally import Tally
 from pooler.janitor import Janitor, Premises
-from pooler.keeper import Keeper
-from pooler.lobby import Departures, Lobby
 from pooler.log import Log
-from pooler.login import ClientLogin
-from pooler.login_duties import LoginDuties, TlsOffer
-from pooler.metrics import Figures
-from pooler.opening import ServerPool
 from pooler.peers import Peers, as_given_out, most_connections
 from pooler.pools import Pools
 from pooler.reasons import Ending, Reason
 from pooler.replication import PassageDuties, Passages
 from pooler.report import Report
-from pooler.resolver import Resolver
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import ignored_everywhere
-from pooler.slow import Slow
 from pooler.sockets import ListenError, raise_descriptor_limit
-from pooler.statistics import Period
-from pooler.tally import Tally
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import WatchedContext, watch_client_context, watch_server_context
+from pooler.upstream.dial import ServerTls
+from pooler.upstream.hosts import Hosts
+from pooler.upstream.opening import ServerPool
+from pooler.upstream.resolver import Resolver
 from protocol.startup import StartupMemory
 from protocol.statements import Library
 

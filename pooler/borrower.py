@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from pooler.figures.slow import Slow
 from pooler.reasons import Ending, Reason
-from pooler.slow import Slow
 from protocol.parameters import Profile
 from protocol.statements import Statement
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Final, Protocol
 
-from pooler.address import Address
 from pooler.client import Clients, ClientSession
-from pooler.dial import ConnectFailedError, Conversation, ServerTls, dial, encrypt
 from pooler.peers import Peers, as_given_out, key_for_peers
 from pooler.reasons import Reason
 from pooler.server import ServerSession
 from pooler.tls.connection import TlsConnection
+from pooler.upstream.address import Address
+from pooler.upstream.dial import ConnectFailedError, Conversation, ServerTls, dial, encrypt
 from protocol.messages import cancel_request
 
 MAX_AT_ONCE: Final = 32

@@ -8,11 +8,11 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
+from pooler.figures.slow import Slow
+from pooler.figures.statistics import IDLING
 from pooler.hold import AHEAD, ASKING, BLOCKED, DRESSING, PARTING, RESETTING, STALLED, WAITING
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.requests import take_care
-from pooler.slow import Slow
-from pooler.statistics import IDLING
 from protocol.errors import ClientViolation
 from protocol.frontend import first_unit, has_request, is_terminate, scan_requests
 from protocol.messages import READY_IDLE, TERMINATE, ErrorFields, error_response, fatal

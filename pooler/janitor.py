@@ -13,11 +13,10 @@ from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
 from pooler.client import PENDING_LIMIT, Clients, ClientSession
 from pooler.current import Current
+from pooler.entrance.lobby import Departures, Lobby
+from pooler.entrance.login import ClientLogin
+from pooler.figures.keeper import Keeper
 from pooler.hold import PARTING, PINNED, SESSION
-from pooler.keeper import Keeper
-from pooler.lobby import Departures, Lobby
-from pooler.login import ClientLogin
-from pooler.opening import ServerPool
 from pooler.pools import Pools
 from pooler.reasons import REPLACED, Ending, Reason
 from pooler.replication import Passages
@@ -25,6 +24,7 @@ from pooler.server import ServerSession
 from pooler.session_state.advice import advise
 from pooler.sockets import has_hung_up
 from pooler.tls.handshakes import Handshakes
+from pooler.upstream.opening import ServerPool
 from protocol.kinds import IDLE
 from protocol.messages import notice
 

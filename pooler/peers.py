@@ -12,9 +12,9 @@ from typing import Final
 
 from config.databases import Directory, Peer
 from config.settings import Settings
-from pooler.address import Address
 from pooler.current import Current
-from pooler.dial import dial
+from pooler.upstream.address import Address
+from pooler.upstream.dial import dial
 from protocol.messages import cancel_request
 
 # Where a cancel key, process id and secret, has what. The first bit of a process id is 0, as of any.

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Generic, Protocol, TypeVar, final
 
+from pooler.figures.statistics import Statistics, Work
 from pooler.reasons import Ending
-from pooler.statistics import Statistics, Work
 
 
 class ServerLike(Protocol):

@@ -1,6 +1,6 @@
 """All pools, by user and database: makes them when they are first asked for, and lets them follow what is set.
 
-How their connections are opened is the affair of pooler.opening.
+How their connections are opened is the affair of pooler.upstream.opening.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,27 +12,27 @@ from config.pools import PoolMode
 from config.settings import Settings
 from config.terms import Terms, terms_for
 from pooler.borrower import ServerDuties
-from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.credential import Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
 from pooler.current import Current
 from pooler.databases import CONSOLE, Databases, DatabaseState
-from pooler.dial import ConnectFailedError, ServerTls
-from pooler.hosts import Hosts
+from pooler.figures.tally import Tally
 from pooler.log import Log
-from pooler.opening import Openings, ServerPool, as_failure
-from pooler.place import Place
 from pooler.pool import Cap, Pool
 from pooler.reasons import Reason
 from pooler.replication import Passage
 from pooler.server import ServerSession
-from pooler.server_logins import ServerLogins
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import policy_for, tracked_names
 from pooler.session_state.sharing import Sharing
-from pooler.shares import Shares
-from pooler.tally import Tally
+from pooler.upstream.connect import Login, LoginRefusedError, leave
+from pooler.upstream.dial import ConnectFailedError, ServerTls
+from pooler.upstream.hosts import Hosts
+from pooler.upstream.opening import Openings, ServerPool, as_failure
+from pooler.upstream.place import Place
+from pooler.upstream.server_logins import ServerLogins
+from pooler.upstream.shares import Shares
 from protocol.messages import ErrorFields
 from protocol.parameters import Profiles
 from protocol.statements import Library

@@ -9,13 +9,13 @@ import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol, final
 
-from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.source import SourceFailedError
-from pooler.dial import ConnectFailedError
+from pooler.figures.statistics import Work
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, REPLACED, Ending, Reason
 from pooler.server import ServerSession
-from pooler.statistics import Work
+from pooler.upstream.connect import Login, LoginRefusedError
+from pooler.upstream.dial import ConnectFailedError
 from protocol.boundaries import Boundaries
 from protocol.errors import ProtocolViolation
 from protocol.kinds import COPY_BOTH_RESPONSE, ERROR_RESPONSE, READY_FOR_QUERY, TERMINATE

@@ -8,14 +8,14 @@ from typing import TypeVar
 from pooler.admin.session import ConsoleSession
 from pooler.client import Clients, ClientSession
 from pooler.current import Current
-from pooler.lobby import Lobby
+from pooler.entrance.lobby import Lobby
+from pooler.entrance.login import ClientLogin
+from pooler.figures.tally import Tally
 from pooler.log import Log
-from pooler.login import ClientLogin
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.replication import Passage
 from pooler.server import ServerSession
-from pooler.tally import Tally
 from pooler.tls.connection import encryption
 
 _Key = TypeVar("_Key")

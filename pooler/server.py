@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import final
 
-from pooler.address import Address
 from pooler.borrower import Borrower, ServerDuties
+from pooler.figures.statistics import IDLING, RESTING, Work
 from pooler.hold import (
     AHEAD,
     ASK,
@@ -35,7 +35,7 @@ from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Moment
-from pooler.statistics import IDLING, RESTING, Work
+from pooler.upstream.address import Address
 from pooler.way_back import Fit, Step, WayBack
 from protocol.alter import alter_replies
 from protocol.backend import scan_replies

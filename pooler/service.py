@@ -12,12 +12,12 @@ from config.errors import ConfigurationError
 from config.load import Loaded, reload, with_setting
 from pooler.admin.results import CommandError
 from pooler.assembly import Parts
+from pooler.figures.web import Web
 from pooler.listening import Doors
 from pooler.process.process import Process
 from pooler.reasons import Ending, Reason
 from pooler.shutdown import Shutdown
 from pooler.sockets import ListenError
-from pooler.web import Web
 
 _JUST_CONNECTED_S: Final = 2.0
 """How long a client that has connected may take to begin what it has connected for."""

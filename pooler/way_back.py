@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Final, final
 
+from pooler.figures.statistics import IDLING
 from pooler.hold import ASK, ASKING, CANCELLING, CHOKED, PINNED, RETIRED, STUFFED
 from pooler.reasons import Reason
 from pooler.session_state.answers import Answer, Circumstances
 from pooler.session_state.sharing import Fitted, own_settings
-from pooler.statistics import IDLING
 from protocol.errors import ProtocolViolation
 from protocol.exchange import COPYING_IN, OWED_QUERY, SKIPPING
 from protocol.frontend import scan_requests

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from config.access import Access, read_access
 from config.authentication import AuthType
 from pooler.access.gate import Gate
-from pooler.login import MAX_EARLY_SIZE
+from pooler.entrance.login import MAX_EARLY_SIZE
 from tests.pooler.house import sent
 from tests.pooler.test_login import SECRET, Door
 from tests.support.transport import MockTransport

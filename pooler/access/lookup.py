@@ -18,9 +18,9 @@ from pooler.access.candidate import Candidate
 from pooler.credentials.credential import Password
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.vault import Vault
-from pooler.dial import ServerTls
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
+from pooler.upstream.dial import ServerTls
 
 FRESH_S: Final = 1.0
 """How long an answer is not asked for again: it bounds what logins, and attempts at them, cost Postgres."""

@@ -14,8 +14,8 @@ from pooler.access.candidate import Candidate
 from pooler.access.lookup import Lookup, Noted, Taken, lookup_at
 from pooler.credentials.vault import Vault
 from pooler.current import Current
-from pooler.dial import ServerTls
 from pooler.log import Log
+from pooler.upstream.dial import ServerTls
 
 MOST_LOOKUPS: Final = 32
 

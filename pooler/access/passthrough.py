@@ -15,12 +15,12 @@ from typing import Final, NamedTuple, Protocol
 
 from pooler.access.candidate import Candidate, Judge
 from pooler.access.proofs import password_in
-from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.brought import MOST_EACH, MOST_PAIRS, Brought
 from pooler.credentials.credential import Credential, Password
-from pooler.dial import ConnectFailedError
 from pooler.log import Log
 from pooler.reasons import Ending, Reason
+from pooler.upstream.connect import Login, LoginRefusedError, leave
+from pooler.upstream.dial import ConnectFailedError
 from protocol.messages import AUTHENTICATION_CLEARTEXT
 from protocol.scram import AuthenticationFailedError, is_md5_secret
 from protocol.startup import Replication

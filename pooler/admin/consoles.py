@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pooler.statistics import Totals
+from pooler.figures.statistics import Totals
 
 if TYPE_CHECKING:
     from pooler.admin.session import ConsoleSession

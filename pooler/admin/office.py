@@ -9,14 +9,14 @@ from pooler.cancel import Canceller
 from pooler.client import Clients
 from pooler.current import Current
 from pooler.databases import Databases
-from pooler.lobby import Lobby
+from pooler.entrance.lobby import Lobby
+from pooler.figures.statistics import Period
 from pooler.peers import Peers
 from pooler.pools import Pools
 from pooler.replication import Passages
-from pooler.resolver import Resolver
 from pooler.session_state.ledger import Ledger
 from pooler.shutdown import Shutdown
-from pooler.statistics import Period
+from pooler.upstream.resolver import Resolver
 from protocol.statements import Library
 
 

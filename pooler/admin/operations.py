@@ -13,9 +13,9 @@ from pooler.admin.office import Office
 from pooler.admin.results import CommandError
 from pooler.client import ClientSession
 from pooler.databases import CONSOLE, DatabaseState
-from pooler.opening import ServerPool
 from pooler.reasons import Ending, Reason
 from pooler.shutdown import Shutdown
+from pooler.upstream.opening import ServerPool
 
 _KILLED: Final = Ending(Reason.KILLED, "57P01", "terminating connection: the database was killed on the console (KILL)")
 _KILLED_CLIENT: Final = Ending(Reason.KILLED, "57P01", "admin forced disconnect", hint="KILL_CLIENT on the console.")

@@ -10,8 +10,8 @@ from pooler.admin.office import Office
 from pooler.admin.operations import Operations
 from pooler.admin.session import ConsoleDuties, ConsoleSession
 from pooler.admin.small_talk import REPORTED
+from pooler.entrance.login import ClientLogin
 from pooler.log import Log
-from pooler.login import ClientLogin
 from pooler.reasons import Ending
 from protocol.messages import parameter_status
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from config.percent import Percent
 from config.terms import Terms
-from pooler.address import Address
+from pooler.upstream.address import Address
 
 _ROLES: Final = {"primary": "primary", "read-write": "primary", "standby": "standby", "read-only": "standby"}
 """What one of the hosts has to be, by target_session_attrs."""

@@ -11,22 +11,22 @@ from config.databases import FALLBACK
 from config.hosts import host_and_port
 from config.load import Loaded
 from config.terms import entry_of, terms_for
-from pooler.address import Address
-from pooler.ask import ask
 from pooler.check.findings import Finding, Visit
-from pooler.connect import Login, LoginRefusedError, leave
-from pooler.connect_query import run_connect_query
 from pooler.credentials.credential import Credential, Password, credential_of
 from pooler.credentials.source import SourceFailedError
 from pooler.credentials.sourced import sourced_passwords
 from pooler.credentials.vault import Vault
 from pooler.current import Current
-from pooler.dial import ConnectFailedError, ServerTls
-from pooler.hosts import Hosts
 from pooler.log import make_log
-from pooler.resolver import Resolver
 from pooler.tls.connection import encryption
 from pooler.tls.watched import watch_server_context
+from pooler.upstream.address import Address
+from pooler.upstream.ask import ask
+from pooler.upstream.connect import Login, LoginRefusedError, leave
+from pooler.upstream.connect_query import run_connect_query
+from pooler.upstream.dial import ConnectFailedError, ServerTls
+from pooler.upstream.hosts import Hosts
+from pooler.upstream.resolver import Resolver
 
 LONGEST_S: Final = 30.0
 """How long a visit may take, whatever server_connect_timeout says."""

@@ -10,7 +10,7 @@ from pooler.admin import session as module
 from pooler.admin.results import Outcome, Plan, Row, columns
 from pooler.admin.session import ConsoleDuties, ConsoleSession, Interpreter
 from pooler.demo.postgres import EmbeddedPostgres
-from pooler.lobby import CONSOLE_PLACES
+from pooler.entrance.lobby import CONSOLE_PLACES
 from pooler.reasons import CLIENT_QUIT, Ending, Reason
 from protocol.console import Kind
 from protocol.startup import Startup

@@ -9,9 +9,9 @@ from struct import pack
 import structlog
 
 from config.session_state import DEFAULTS, StatePolicies
-from pooler.address import Address
 from pooler.borrower import ServerDuties
 from pooler.client import ClientDuties, ClientSession
+from pooler.figures.slow import Slow
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
@@ -19,7 +19,7 @@ from pooler.session_state.ledger import Ledger
 from pooler.session_state.policy import Policy
 from pooler.session_state.session import SessionState
 from pooler.session_state.sharing import Sharing
-from pooler.slow import Slow
+from pooler.upstream.address import Address
 from protocol.parameters import Profiles
 from protocol.startup import Startup
 from protocol.statements import Library

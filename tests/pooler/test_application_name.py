@@ -2,7 +2,7 @@
 
 import pytest
 
-from pooler.application_name import add_host, origin_of, with_host
+from pooler.entrance.application_name import add_host, origin_of, with_host
 from pooler.session_state.sharing import Fitted
 from protocol.messages import messages_in, parameter_status
 from protocol.parameters import Profiles

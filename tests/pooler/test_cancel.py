@@ -8,9 +8,9 @@ import pytest
 import pooler.cancel
 from pooler.cancel import MAX_AT_ONCE, Canceller
 from pooler.client import ClientSession
-from pooler.dial import Conversation
 from pooler.reasons import Reason
 from pooler.server import ServerSession
+from pooler.upstream.dial import Conversation
 from protocol.messages import cancel_request
 from tests.pooler.house import DONE, READY, House, query, sent, wire
 from tests.protocol.model import message

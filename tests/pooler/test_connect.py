@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from config.settings import Settings
-from pooler.connect import LoginRefusedError, Target, log_in
 from pooler.credentials.credential import Credential, Md5Hash, Password
-from pooler.dial import ConnectFailedError, ServerTls
 from pooler.log import make_log
 from pooler.reasons import Reason
 from pooler.tls.watched import watch_server_context
+from pooler.upstream.connect import LoginRefusedError, Target, log_in
+from pooler.upstream.dial import ConnectFailedError, ServerTls
 from protocol.messages import (
     AUTHENTICATION_CLEARTEXT,
     AUTHENTICATION_OK,

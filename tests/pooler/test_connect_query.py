@@ -2,9 +2,9 @@
 
 import pytest
 
-from pooler.connect import Login, Target, log_in
-from pooler.connect_query import run_connect_query
-from pooler.dial import ConnectFailedError
+from pooler.upstream.connect import Login, Target, log_in
+from pooler.upstream.connect_query import run_connect_query
+from pooler.upstream.dial import ConnectFailedError
 from protocol.messages import READY_IDLE, ErrorFields, error_response, parameter_status
 from protocol.sql import State
 from tests.pooler.house import full_answer

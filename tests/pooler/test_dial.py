@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
-from pooler.connect import Login, LoginRefusedError, Target, log_in
 from pooler.credentials.credential import Password
-from pooler.dial import ConnectFailedError, ServerTls
 from pooler.log import make_log
 from pooler.reasons import Reason
 from pooler.tls.connection import TlsConnection
 from pooler.tls.watched import watch_server_context
+from pooler.upstream.connect import Login, LoginRefusedError, Target, log_in
+from pooler.upstream.dial import ConnectFailedError, ServerTls
 from protocol.messages import AUTHENTICATION_CLEARTEXT, fatal
 from tests.support.certificates import Certificates, Pair
 from tests.support.scripted_upstream import GREETING, Peer, ScriptedUpstream, scripted_upstream, tls_context

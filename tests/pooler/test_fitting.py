@@ -2,7 +2,7 @@
 
 import pytest
 
-from pooler.fitting import Fittings, Parameters
+from pooler.entrance.fitting import Fittings, Parameters
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from pooler.session_state.sharing import MOST_FITTED, Fitted

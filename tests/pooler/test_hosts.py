@@ -12,14 +12,14 @@ import pytest
 
 from config.settings import Settings
 from config.terms import Endpoint
-from pooler.address import Address
-from pooler.connect import Login, LoginRefusedError
-from pooler.dial import ConnectFailedError
-from pooler.dns import Answer
-from pooler.hosts import Hosts
 from pooler.log import make_log
 from pooler.reasons import Reason
-from pooler.resolver import Resolver
+from pooler.upstream.address import Address
+from pooler.upstream.connect import Login, LoginRefusedError
+from pooler.upstream.dial import ConnectFailedError
+from pooler.upstream.dns import Answer
+from pooler.upstream.hosts import Hosts
+from pooler.upstream.resolver import Resolver
 from protocol.messages import AUTHENTICATION_OK, READY_IDLE, backend_key_data, fatal, message, parameter_status
 from tests.support.configuration import current
 from tests.support.scripted_upstream import KEY, Peer, ScriptedUpstream, scripted_upstream
@@ -160,7 +160,7 @@ async def test_a_host_that_is_back_gets_connections_again(scene: Scene) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pooler.hosts.PATIENCE_S", 0.05)
+    monkeypatch.setattr("pooler.upstream.hosts.PATIENCE_S", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -12,9 +12,9 @@ from config.settings import Settings
 from config.terms import Terms, terms_for
 from pooler.access.throttle import Throttle
 from pooler.client import ClientSession
+from pooler.entrance.lobby import PATIENCE_S, Departures, Lobby
+from pooler.entrance.login import ClientLogin
 from pooler.janitor import CLEANING_S, ROUND_S, Janitor, Premises
-from pooler.lobby import PATIENCE_S, Departures, Lobby
-from pooler.login import ClientLogin
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from pooler.tls.handshakes import Handshakes

@@ -16,10 +16,10 @@ from pooler.access.gate import Gate
 from pooler.access.throttle import Throttle
 from pooler.cancel import Canceller
 from pooler.client import ClientSession
-from pooler.fitting import Fittings
-from pooler.lobby import Lobby
-from pooler.login import MAX_EARLY_SIZE, MAX_PASSWORD_SIZE, ClientLogin
-from pooler.login_duties import LoginDuties
+from pooler.entrance.fitting import Fittings
+from pooler.entrance.lobby import Lobby
+from pooler.entrance.login import MAX_EARLY_SIZE, MAX_PASSWORD_SIZE, ClientLogin
+from pooler.entrance.login_duties import LoginDuties
 from pooler.reasons import Ending, Reason
 from protocol.messages import TERMINATE, cancel_request
 from protocol.startup import Startup, StartupMemory

@@ -2,9 +2,9 @@
 
 import pytest
 
+from pooler.figures.statistics import Work
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending
-from pooler.statistics import Work
 
 
 class Server:

@@ -4,9 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from pooler.figures.statistics import Work
 from pooler.pool import Cap, Pool
 from pooler.reasons import Ending
-from pooler.statistics import Work
 
 SIZE = 2
 LIMIT = 3

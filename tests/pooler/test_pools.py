@@ -10,20 +10,20 @@ from pydantic import SecretStr
 
 from config.password_source import FromEnvironment
 from config.settings import Settings
-from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
 from pooler.databases import Databases
-from pooler.hosts import Hosts
+from pooler.figures.tally import Tally
 from pooler.log import make_log
-from pooler.opening import ServerPool
 from pooler.pool import Cap
 from pooler.pools import Pools
-from pooler.resolver import Resolver
 from pooler.server import ServerSession
 from pooler.session_state.ledger import Ledger
-from pooler.shares import READ_AGAIN_S
-from pooler.tally import Tally
+from pooler.upstream.connect import Login, LoginRefusedError
+from pooler.upstream.hosts import Hosts
+from pooler.upstream.opening import ServerPool
+from pooler.upstream.resolver import Resolver
+from pooler.upstream.shares import READ_AGAIN_S
 from protocol.messages import AUTHENTICATION_CLEARTEXT, READY_IDLE, TERMINATE, ErrorFields, fatal, message
 from tests.pooler.house import House, query, wire
 from tests.support.configuration import current

@@ -6,12 +6,12 @@ from itertools import count
 
 import pytest
 
-from pooler.connect import Login, LoginRefusedError
-from pooler.dial import ConnectFailedError
 from pooler.pool import Pool
 from pooler.reasons import REPLACED, Ending, Reason
 from pooler.replication import Passage, PassageDuties, Passages
 from pooler.server import ServerSession
+from pooler.upstream.connect import Login, LoginRefusedError
+from pooler.upstream.dial import ConnectFailedError
 from protocol.messages import TERMINATE, ErrorFields
 from protocol.startup import Replication
 from tests.pooler.house import DONE, LOGIN, READY, House, query, sent, wire

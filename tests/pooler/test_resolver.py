@@ -9,9 +9,9 @@ import pycares
 import pytest
 
 from config.settings import Settings
-from pooler.dns import Answer, LookupFailedError, look_up, read_resolv_conf, serial_of
 from pooler.log import make_log
-from pooler.resolver import KEPT_S, Known, Resolver, UnresolvedError, Zone
+from pooler.upstream.dns import Answer, LookupFailedError, look_up, read_resolv_conf, serial_of
+from pooler.upstream.resolver import KEPT_S, Known, Resolver, UnresolvedError, Zone
 from tests.support.configuration import current
 from tests.support.dns import DnsServer
 
@@ -140,7 +140,7 @@ async def test_old_addresses_serve_while_the_dns_is_slow(monkeypatch: pytest.Mon
     await resolver.addresses("db.test")
     dns.time += 1000
     dns.answering.clear()
-    monkeypatch.setattr("pooler.resolver.PATIENCE_S", 0.01)
+    monkeypatch.setattr("pooler.upstream.resolver.PATIENCE_S", 0.01)
     assert await resolver.addresses("db.test") == ("10.0.0.1",)
     await resolver.close()
 
@@ -148,7 +148,7 @@ async def test_old_addresses_serve_while_the_dns_is_slow(monkeypatch: pytest.Mon
 async def test_a_question_that_is_never_answered_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     dns = Dns()
     dns.answering.clear()
-    monkeypatch.setattr("pooler.resolver.QUESTION_S", 0.01)
+    monkeypatch.setattr("pooler.upstream.resolver.QUESTION_S", 0.01)
     with pytest.raises(UnresolvedError, match="no answer within"):
         await dns.resolver().addresses("db.test")
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pooler.address import Address
 from pooler.client import ClientSession
 from pooler.reasons import Reason
 from pooler.server import ServerSession
+from pooler.upstream.address import Address
 from protocol.messages import TERMINATE
 from tests.pooler.house import DONE, IN_TRANSACTION, READY, WELCOME, House, query, sent, wire
 from tests.protocol.model import message

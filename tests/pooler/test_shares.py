@@ -11,12 +11,12 @@ from config.databases import Database, Directory
 from config.percent import Percent
 from config.settings import Settings
 from config.terms import Terms, terms_for
-from pooler.connect import Login, Target, log_in
-from pooler.dial import ConnectFailedError
 from pooler.log import make_log
 from pooler.pool import Pool
 from pooler.server import ServerSession
-from pooler.shares import READ_AGAIN_S, Capacity, ServerPool, Shares
+from pooler.upstream.connect import Login, Target, log_in
+from pooler.upstream.dial import ConnectFailedError
+from pooler.upstream.shares import READ_AGAIN_S, Capacity, ServerPool, Shares
 from protocol.messages import READY_IDLE, message
 from tests.pooler.test_pool import Client, Server
 from tests.support.scripted_upstream import GREETING, Peer, ScriptedUpstream, scripted_upstream

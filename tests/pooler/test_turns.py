@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pooler.turns import MOST_PUT_OFF, Turns
+from pooler.upstream.turns import MOST_PUT_OFF, Turns
 
 HOSTS = ("a", "b", "c")
 RETRY_S = 15.0

@@ -7,9 +7,9 @@ told must be the same. Rows tell all that a session holds, so that whatever leak
 from struct import pack
 
 from pooler.client import ClientDuties, ClientSession
+from pooler.figures.slow import Slow
 from pooler.hold import PINNED
 from pooler.server import ServerSession
-from pooler.slow import Slow
 from protocol.frontend import first_unit
 from protocol.parameters import Profile
 from tests.pooler.house import new_sharing

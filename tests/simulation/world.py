@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from itertools import count
 from struct import unpack_from
 
-from pooler.address import Address
 from pooler.borrower import Borrower, ServerDuties
 from pooler.client import PENDING_LIMIT, ClientDuties, ClientSession
+from pooler.figures.slow import Slow
 from pooler.hold import CANCELLING
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
 from pooler.session_state.session import SessionState
-from pooler.slow import Slow
+from pooler.upstream.address import Address
 from protocol.messages import READY_IDLE, ErrorFields, error_response
 from protocol.parameters import Profile
 from tests.pooler.house import LOGIN, new_sharing

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pooler.statistics import Totals
+from pooler.figures.statistics import Totals
 from tests.pooler.playhouse import Playhouse, messages_in
 from tests.pooler.test_requests_any_order import MAX_PREPARED, queries, runs
 

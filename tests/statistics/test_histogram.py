@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pooler.pool_metrics import LES
-from pooler.statistics import BOUNDS, Histogram, Period, Statistics, Totals, averages, sum_of
+from pooler.figures.pool_metrics import LES
+from pooler.figures.statistics import BOUNDS, Histogram, Period, Statistics, Totals, averages, sum_of
 
 SHAPES: dict[str, Callable[[random.Random], float]] = {
     "all alike": lambda _: 0.0123,

@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from config.settings import Settings
+from pooler.figures.keeper import Keeper
+from pooler.figures.slow import Slow
+from pooler.figures.statistics import Period
 from pooler.janitor import ROUND_S, Janitor
-from pooler.keeper import Keeper
 from pooler.log import make_log
 from pooler.pool import Pool
-from pooler.slow import Slow
-from pooler.statistics import Period
 from tests.support.configuration import current
 
 

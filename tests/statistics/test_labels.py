@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from pooler.figures.pool_metrics import MOST, Pairs, PoolPage, histogram_family
+from pooler.figures.statistics import Histogram
 from pooler.pool import Pool
-from pooler.pool_metrics import MOST, Pairs, PoolPage, histogram_family
-from pooler.statistics import Histogram
 
 
 def pool_of(database: str, user: str = "u", logins: int = 0) -> "Pool[Any]":

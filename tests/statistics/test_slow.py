@@ -10,8 +10,8 @@ import pytest
 
 from config.settings import Settings
 from pooler.demo.postgres import EmbeddedPostgres
+from pooler.figures.slow import LINES, Slow, shape_of
 from pooler.log import make_log
-from pooler.slow import LINES, Slow, shape_of
 from protocol.sql import classify
 from protocol.statements import Statement
 from tests.support.pgfunnel import Pgfunnel, eventually

@@ -9,9 +9,9 @@ from pooler.admin.results import Row, columns
 from pooler.admin.show.sockets import server_state
 from pooler.admin.show.table import Table, microseconds
 from pooler.client import ClientSession
-from pooler.login import ClientLogin
-from pooler.opening import ServerPool
+from pooler.entrance.login import ClientLogin
 from pooler.pool import Queued
+from pooler.upstream.opening import ServerPool
 from protocol.console import Kind
 
 _TEXT, _INT4 = Kind.TEXT, Kind.INT4

@@ -12,12 +12,12 @@ from pooler.admin.results import Row, columns
 from pooler.admin.session import ConsoleSession
 from pooler.admin.show.table import Table, microseconds
 from pooler.client import ClientSession
+from pooler.entrance.login import ClientLogin
 from pooler.hold import CANCELLING
-from pooler.login import ClientLogin
-from pooler.opening import ServerPool
 from pooler.replication import Passage
 from pooler.server import ServerSession
 from pooler.tls.connection import encryption
+from pooler.upstream.opening import ServerPool
 from protocol.console import Kind
 from protocol.messages import text_of
 

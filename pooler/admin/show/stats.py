@@ -7,7 +7,7 @@ from pooler.admin.office import Office
 from pooler.admin.results import Row, columns
 from pooler.admin.show.pools import CONSOLE
 from pooler.admin.show.table import Table
-from pooler.statistics import Histogram, Statistics, Totals, averages, sum_of
+from pooler.figures.statistics import Histogram, Statistics, Totals, averages, sum_of
 from protocol.console import Column, Kind
 
 _NUMERIC, _TEXT, _INT8 = Kind.NUMERIC, Kind.TEXT, Kind.INT8

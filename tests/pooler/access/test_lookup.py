@@ -20,11 +20,11 @@ from pooler.access.lookup import Lookup
 from pooler.access.lookups import Lookups
 from pooler.credentials.sourced import SourcedPasswords
 from pooler.credentials.vault import Vault
-from pooler.dial import ServerTls
+from pooler.figures.tally import Tally
 from pooler.log import make_log
-from pooler.opening import Upstream
-from pooler.tally import Tally
 from pooler.tls.watched import watch_server_context
+from pooler.upstream.dial import ServerTls
+from pooler.upstream.opening import Upstream
 from protocol.scram import md5_secret
 from tests.pooler.access.applicant import Applicant
 from tests.support.configuration import current

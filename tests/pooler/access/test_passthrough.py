@@ -10,13 +10,13 @@ import pytest
 from pooler.access import passthrough as module
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.passthrough import MOST_PROOFS, Passthrough
-from pooler.connect import Login, LoginRefusedError
 from pooler.credentials.brought import MOST_EACH, Brought
 from pooler.credentials.credential import Credential, Password
-from pooler.dial import ConnectFailedError
+from pooler.figures.tally import Tally
 from pooler.log import make_log
 from pooler.reasons import Ending, Reason
-from pooler.tally import Tally
+from pooler.upstream.connect import Login, LoginRefusedError
+from pooler.upstream.dial import ConnectFailedError
 from protocol.messages import TERMINATE, ErrorFields
 from protocol.scram import AuthenticationFailedError, ScramKeys
 from tests.pooler.access.applicant import Applicant

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from pooler.access.gate import Gate
 from pooler.client import ClientDuties, Clients, ClientSession
 from pooler.current import Current
-from pooler.fitting import Fittings
+from pooler.entrance.fitting import Fittings
 from pooler.pool import Pool
 from pooler.reasons import Ending
 from pooler.replication import Passage, Passages
@@ -17,7 +17,7 @@ from pooler.tls.watched import WatchedContext
 from protocol.startup import StartupMemory
 
 if TYPE_CHECKING:
-    from pooler.login import ClientLogin
+    from pooler.entrance.login import ClientLogin
 
 
 class TlsOffer(NamedTuple):

@@ -4,9 +4,9 @@ import asyncio
 from struct import Struct
 from typing import Final
 
-from pooler.connect import Login
-from pooler.dial import ConnectFailedError, Conversation
 from pooler.reasons import Reason
+from pooler.upstream.connect import Login
+from pooler.upstream.dial import ConnectFailedError, Conversation
 from protocol.errors import ProtocolViolation
 from protocol.kinds import DATA_ROW, ERROR_RESPONSE, READY_FOR_QUERY
 from protocol.messages import query, read_error, text_of

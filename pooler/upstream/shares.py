@@ -12,13 +12,13 @@ from config.hosts import host_and_port
 from config.percent import Percent
 from config.settings import Settings
 from config.terms import Terms
-from pooler.ask import ask
-from pooler.connect import Login
-from pooler.dial import ConnectFailedError
 from pooler.log import Log
 from pooler.pool import Cap, Pool
 from pooler.reasons import Reason
 from pooler.server import ServerSession
+from pooler.upstream.ask import ask
+from pooler.upstream.connect import Login
+from pooler.upstream.dial import ConnectFailedError
 
 READ_AGAIN_S: Final = 30.0
 """How often a server that is used is asked again: one that is serverless resizes."""

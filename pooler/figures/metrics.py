@@ -11,18 +11,18 @@ from prometheus_client.registry import Collector
 from pooler import __version__
 from pooler.client import Clients
 from pooler.databases import Databases
-from pooler.keeper import Keeper
-from pooler.lobby import Lobby
-from pooler.opening import ServerPool
-from pooler.pool_metrics import Pairs, PoolPage, histogram_family
+from pooler.entrance.lobby import Lobby
+from pooler.figures.keeper import Keeper
+from pooler.figures.pool_metrics import Pairs, PoolPage, histogram_family
+from pooler.figures.tally import Tally
 from pooler.pools import Pools
 from pooler.reasons import Reason
 from pooler.session_state.ledger import Ledger
 from pooler.session_state.metrics import state_metrics
-from pooler.tally import Tally
 from pooler.tls.connection import TlsConnection
 from pooler.tls.handshakes import Handshakes
 from pooler.tls.watched import WatchedContext
+from pooler.upstream.opening import ServerPool
 from protocol.statements import Library
 
 _HOST: Final = ("host", "port")

@@ -12,20 +12,20 @@ from typing import Final, Protocol
 
 from config.settings import Settings
 from pooler.borrower import ServerDuties
-from pooler.connect import Login, LoginRefusedError, leave
 from pooler.credentials.source import SourceFailedError
 from pooler.current import Current
-from pooler.dial import ConnectFailedError
+from pooler.figures.tally import Tally
 from pooler.log import Log
-from pooler.place import Place
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession
-from pooler.server_logins import ServerLogins
 from pooler.session_state.session import SessionState
 from pooler.sockets import keep_alive
-from pooler.tally import Tally
 from pooler.tls.connection import encryption
+from pooler.upstream.connect import Login, LoginRefusedError, leave
+from pooler.upstream.dial import ConnectFailedError
+from pooler.upstream.place import Place
+from pooler.upstream.server_logins import ServerLogins
 from protocol.messages import ErrorFields
 
 FIRST_RETRY_S: Final = 0.1

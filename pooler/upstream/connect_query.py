@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from pooler.connect import Login, reported
-from pooler.dial import ConnectFailedError, Conversation
 from pooler.reasons import Reason
+from pooler.upstream.connect import Login, reported
+from pooler.upstream.dial import ConnectFailedError, Conversation
 from protocol.errors import ProtocolViolation
 from protocol.kinds import (
     COPY_BOTH_RESPONSE,

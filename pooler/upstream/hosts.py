@@ -10,18 +10,18 @@ from typing import Final
 
 from config.hosts import host_and_port
 from config.terms import Endpoint
-from pooler.address import Address
-from pooler.ask import ask
-from pooler.connect import Login, Target, leave, log_in
 from pooler.credentials.credential import Credential
 from pooler.current import Current
-from pooler.dial import ConnectFailedError, ServerTls
 from pooler.log import Log
 from pooler.reasons import REPLACED, Reason
 from pooler.replication import Passage
-from pooler.resolver import Resolver, UnresolvedError
 from pooler.server import ServerSession
-from pooler.turns import Turns
+from pooler.upstream.address import Address
+from pooler.upstream.ask import ask
+from pooler.upstream.connect import Login, Target, leave, log_in
+from pooler.upstream.dial import ConnectFailedError, ServerTls
+from pooler.upstream.resolver import Resolver, UnresolvedError
+from pooler.upstream.turns import Turns
 
 _IN_STANDBY: Final = "in_hot_standby"
 _READ_ONLY: Final = "default_transaction_read_only"

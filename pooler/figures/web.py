@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from config.settings import Settings
-from pooler.metrics import Figures, Page
+from pooler.figures.metrics import Figures, Page
 
 LATELY_S: Final = 30.0
 """An answer of the upstream counts for this long."""

@@ -1,6 +1,6 @@
 """Logging in at Postgres for a pool: with which credential, at which host, and what runs before it is lent.
 
-What a failure means is the affair of pooler.opening.
+What a failure means is the affair of pooler.upstream.opening.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,19 +9,19 @@ from typing import Final
 
 from config.settings import Settings
 from config.terms import Terms
-from pooler.connect import Login, LoginRefusedError
-from pooler.connect_query import run_connect_query
 from pooler.credentials.brought import MOST_EACH
 from pooler.credentials.credential import Credential
 from pooler.credentials.vault import Vault
 from pooler.current import Current
-from pooler.dial import ServerTls
-from pooler.hosts import Hosts
 from pooler.log import Log
-from pooler.place import Place
 from pooler.pool import Pool
 from pooler.server import ServerSession
-from pooler.shares import Shares
+from pooler.upstream.connect import Login, LoginRefusedError
+from pooler.upstream.connect_query import run_connect_query
+from pooler.upstream.dial import ServerTls
+from pooler.upstream.hosts import Hosts
+from pooler.upstream.place import Place
+from pooler.upstream.shares import Shares
 
 _AUTHENTICATION_FAILED: Final = frozenset(("28000", "28P01"))
 """SQLSTATEs of a refusal that may be over with another password."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol, final
 
 from config.settings import Settings
-from pooler.application_name import add_host
+from pooler.entrance.application_name import add_host
 from pooler.pool import Pool
 from pooler.reasons import Ending, Reason
 from pooler.server import ServerSession

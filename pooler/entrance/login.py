@@ -8,12 +8,12 @@ import ssl
 from typing import Final, cast
 
 from pooler.access.candidate import Proof
-from pooler.application_name import origin_of, with_host
 from pooler.client import ClientSession
 from pooler.databases import CONSOLE
-from pooler.extended_only import protocol_of
-from pooler.fitting import Parameters, passed_on, wanted
-from pooler.login_duties import LoginDuties
+from pooler.entrance.application_name import origin_of, with_host
+from pooler.entrance.extended_only import protocol_of
+from pooler.entrance.fitting import Parameters, passed_on, wanted
+from pooler.entrance.login_duties import LoginDuties
 from pooler.pool import Pool
 from pooler.reasons import CLIENT_GONE, CLIENT_QUIT, Ending, Reason
 from pooler.replication import Passage

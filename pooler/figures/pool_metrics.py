@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from pooler.databases import Databases
-from pooler.opening import ServerPool
-from pooler.statistics import BOUNDS, Histogram, Statistics, Totals, sum_of
+from pooler.figures.statistics import BOUNDS, Histogram, Statistics, Totals, sum_of
+from pooler.upstream.opening import ServerPool
 
 MOST: Final = 100
 """How many pairs of a database and a user have figures of their own."""

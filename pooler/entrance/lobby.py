@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from typing import Final, NamedTuple, Protocol
 
-from pooler.login import ClientLogin
+from pooler.entrance.login import ClientLogin
 from pooler.reasons import Ending, Reason
 from protocol.startup import Startup
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Final, NamedTuple
 
-from pooler.address import Address
 from pooler.credentials.credential import Credential, Md5Hash, Password
-from pooler.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt
 from pooler.reasons import Reason
+from pooler.upstream.address import Address
+from pooler.upstream.dial import ConnectFailedError, Conversation, NoTlsError, ServerTls, dial, encrypt
 from protocol.errors import ProtocolViolation
 from protocol.kinds import (
     AUTH_CLEARTEXT,

@@ -1,6 +1,6 @@
 """The names of hosts and their addresses: looked up when they are needed, and again for as long as they are in use.
 
-What is dialled, in which order, is the affair of pooler.hosts.
+What is dialled, in which order, is the affair of pooler.upstream.hosts.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from typing import Final, NamedTuple, final
 
 from config.hosts import is_local
 from pooler.current import Current
-from pooler.dns import Answer, Lookup, LookupFailedError, SerialOf, look_up, serial_of
 from pooler.log import Log
+from pooler.upstream.dns import Answer, Lookup, LookupFailedError, SerialOf, look_up, serial_of
 
 LEAST_TTL_S: Final = 1.0
 """An answer is good for this long, even where it says 0: a storm of logins must not be a storm of questions."""

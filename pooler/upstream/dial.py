@@ -8,11 +8,11 @@ import ssl
 from typing import Final, cast, final
 
 from config.tls import SslMode
-from pooler.address import Address
 from pooler.reasons import Reason
 from pooler.tls.connection import HandshakeError, TlsConnection, secure
 from pooler.tls.contexts import ALPN
 from pooler.tls.watched import WatchedContext
+from pooler.upstream.address import Address
 from protocol.messages import SSL_REQUEST, first_message
 
 _MAX_LOGIN_MESSAGE: Final = 64 * 1024

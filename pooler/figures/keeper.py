@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from pooler.current import Current
+from pooler.figures.slow import Slow
+from pooler.figures.statistics import Histogram, Period, averages, sum_of
 from pooler.log import Log
-from pooler.opening import ServerPool
-from pooler.slow import Slow
-from pooler.statistics import Histogram, Period, averages, sum_of
+from pooler.upstream.opening import ServerPool
 
 
 class Keeper:

@@ -1,0 +1,1 @@
+"""Towards Postgres: names and hosts, connecting, logging in, and what becomes of attempts."""
