@@ -1,9 +1,13 @@
 """What every integration test stands on: real Postgres servers, and pgfunnel processes in front of them."""
 
+import fcntl
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -13,6 +17,7 @@ from pooler.demo.postgres import EmbeddedPostgres
 from tests.support.certificates import Certificates
 from tests.support.pgfunnel import Pgfunnel
 
+NODE: Final = Path(__file__).parent / "integration" / "node"
 VERSIONS: Final = EmbeddedPostgres.available_versions()
 PASSWORD: Final = 'it\'s a "secret" % ünïcode'
 # Roles are named after the way that Postgres makes them log in.
@@ -83,6 +88,18 @@ def own_postgres() -> Iterator[EmbeddedPostgres]:
     """Start a Postgres that the test may restart, kill and reconfigure."""
     with start_postgres(VERSIONS[-1], max_connections="20") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> None:
+    """Install node-postgres, as package.json pins it, unless it is there."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    with (NODE / "package.json").open() as only_one:  # of the test processes at a time
+        fcntl.flock(only_one, fcntl.LOCK_EX)
+        if not (NODE / "node_modules" / "pg").exists():
+            install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
+            subprocess.run(install, cwd=NODE, check=True, timeout=100)
 
 
 @pytest.fixture

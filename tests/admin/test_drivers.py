@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import shutil
 import struct
 import subprocess
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.conftest import NODE
 from tests.support.pgfunnel import Pgfunnel, eventually
 from tests.support.wire import (
     Wire,
@@ -34,8 +36,8 @@ from tests.support.wire import (
 )
 
 HERE: Final = Path(__file__).parent
-NODE: Final = HERE.parent / "integration" / "node"
 JDBC: Final = Path("/usr/share/java/postgresql.jar")
+JAVA: Final = JDBC.exists() and shutil.which("javac") is not None
 
 Rows = list[tuple[Any, ...]]
 
@@ -154,9 +156,10 @@ def by_jdbc(pooler: Pgfunnel) -> Rows:
         by_sqlalchemy_over_asyncpg,
         by_psql,
         by_node,
-        by_jdbc,
+        pytest.param(by_jdbc, marks=pytest.mark.skipif(not JAVA, reason="there is no Java, or no JDBC driver")),
     ],
 )
+@pytest.mark.usefixtures("node_modules")
 def test_drivers_read_what_the_console_shows(pooler: Pgfunnel, ask: Callable[[Pgfunnel], Rows]) -> None:
     lists: dict[str, int] = dict(ask(pooler))
     assert lists["databases"] >= 1

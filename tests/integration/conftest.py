@@ -1,12 +1,7 @@
 """Eight people and the doors that they come in by: straight at Postgres, or through pgfunnel in transaction mode."""
 
-import fcntl
-import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Final
 
 import psycopg
 import pytest
@@ -16,19 +11,6 @@ from tests.integration.people import DATABASE, ENTRANCE, Order, Play, PlayAsync,
 from tests.support.pgfunnel import Pgfunnel
 
 Door = EmbeddedPostgres | Pgfunnel
-NODE: Final = Path(__file__).with_name("node")
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> None:
-    """Install node-postgres, as package.json pins it, unless it is there."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    with (NODE / "package.json").open() as only_one:  # of the test processes at a time
-        fcntl.flock(only_one, fcntl.LOCK_EX)
-        if not (NODE / "node_modules" / "pg").exists():
-            install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent"]
-            subprocess.run(install, cwd=NODE, check=True, timeout=100)
 
 
 @pytest.fixture(scope="module")

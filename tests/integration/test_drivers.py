@@ -17,7 +17,7 @@ import psycopg2.extras
 import pytest
 
 from pooler.demo.postgres import EmbeddedPostgres
-from tests.integration.conftest import NODE
+from tests.conftest import NODE
 from tests.support.pgfunnel import Pgfunnel
 
 

@@ -18,7 +18,8 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
-from tests.integration.conftest import NODE, Door
+from tests.conftest import NODE
+from tests.integration.conftest import Door
 from tests.integration.people import (
     DATABASE,
     PEOPLE,
