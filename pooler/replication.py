@@ -6,7 +6,7 @@ it is opened with what the client has come with, takes a place in its pool and u
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple, Protocol, final
 
 from pooler.credentials.source import SourceFailedError
@@ -111,6 +111,12 @@ class Passages:
         self.duties.ended(passage, ending)
         passage.pool.give_back_aside(self.duties.now())
 
+    def turn_away(self, pools: Collection[Pool[ServerSession]], ending: Ending) -> None:
+        """End those who wait for a connection of one of these pools."""
+        for guest, opening in list(self._openings.items()):
+            if opening.pool in pools:
+                guest.end(ending)
+
     def server_of(self, key: bytes) -> Login | None:
         """Return the server connection of the client with this cancel key, if there is such a client here."""
         passage = self._open.get(key)
@@ -139,6 +145,10 @@ class Passages:
             guest.end(ending)
         for passage in self:
             passage.end(ending)
+
+
+class _PausedError(Exception):
+    """No connections of the pool are opened for now."""
 
 
 @final
@@ -205,12 +215,23 @@ class _Opening:
                     hint=f"No connection to Postgres could be opened: {self._failure or 'no answer'}.",
                 )
             )
+        except _PausedError:
+            self._stand_in_line()
         else:
             self._passages.opened(self, login)
+
+    def _stand_in_line(self) -> None:
+        """Give up the place, for a pause waits until all are free, and wait like everybody."""
+        self._placed = False
+        self._task = None
+        self.pool.give_back_aside(self._duties.now())
+        self.pool.wait(self, self.waiting_since)
 
     async def _login(self) -> Login:
         pause = FIRST_RETRY_S
         while True:
+            if self.pool.paused:
+                raise _PausedError
             self.era = self.pool.era
             try:
                 return await self._duties.log_in(self.pool, self._parameters)

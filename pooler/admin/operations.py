@@ -108,6 +108,7 @@ class Operations:
             self._office.pools.pause(pool)
             for queued in (*pool.newcomers, *pool.waiters):
                 queued.end(_KILLED)
+        self._office.passages.turn_away(pools, _KILLED)
         for client in (*self._office.clients.values(), *self._office.passages):
             if client.pool in pools:
                 client.end(_KILLED)

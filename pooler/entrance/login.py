@@ -5,10 +5,11 @@ Costs little for whoever has not proven anything: a bounded buffer, no task, no 
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from typing import Final, cast
 
 from pooler.access.candidate import Proof
-from pooler.client import ClientSession
+from pooler.client import ClientDuties, ClientSession
 from pooler.databases import CONSOLE
 from pooler.entrance.application_name import origin_of, with_host
 from pooler.entrance.extended_only import protocol_of
@@ -121,6 +122,10 @@ class ClientLogin(asyncio.Protocol):
         """Its place is none of max_client_conn, as it has come for the console."""
         self.rule = ""
         self.since = self.waiting_since = 0.0
+
+    def take_duties(self, duties: Mapping[str, ClientDuties]) -> None:
+        """As a session it will have these."""
+        self._duties = self._duties._replace(client_duties=duties)
 
     @property
     def tls(self) -> TlsConnection | None:

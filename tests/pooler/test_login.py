@@ -136,6 +136,16 @@ def test_a_client_logs_in_however_its_bytes_are_cut(auth_type: AuthType, cut: in
     assert door.lobby.clients == 1
 
 
+def test_a_login_that_a_reload_comes_into_becomes_a_session_by_what_holds_then() -> None:
+    door = Door("plain")
+    login, transport = door.knock()
+    transport.receive(startup())
+    anew = door.house.client_duties._replace(max_packet_size=1024)
+    login.take_duties({"transaction": anew})
+    transport.receive(client_side.password_message(SECRET))
+    assert door.joined[0]._duties is anew
+
+
 @pytest.mark.parametrize("auth_type", ["plain", "md5", "scram-sha-256"])
 def test_a_wrong_password_is_told_as_postgres_tells_it(auth_type: AuthType) -> None:
     door = Door(auth_type)

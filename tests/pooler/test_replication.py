@@ -290,6 +290,32 @@ async def test_a_pause_waits_for_what_comes_to_an_end(office: Office) -> None:
     assert office.endings == [REPLACED.reason]
 
 
+async def test_who_is_about_to_try_again_gives_its_place_back_for_a_pause_and_goes_on_after_it(office: Office) -> None:
+    guest = office.comes()
+    attempt = await office.attempts.get()
+    pool = office.house.pool
+    pool.paused = True
+    attempt.set_exception(ConnectFailedError(Reason.SERVER_CONNECT_FAILED, "connection refused"))
+    async with asyncio.timeout(5):
+        while pool.aside:
+            await asyncio.sleep(0)
+    assert office.attempts.empty(), "a pause would be over, and a connection there all the same"
+    assert len(pool.waiters) == 1
+    pool.paused = False
+    pool.grow(office.house.now())
+    office.house.server()
+    await office.lets_in()
+    assert guest.passage is not None
+
+
+async def test_kill_sends_away_who_waits_for_a_connection(office: Office) -> None:
+    guest, other = office.comes(), office.comes()
+    office.passages.turn_away([], SHUTDOWN)
+    assert guest.ending is None
+    office.passages.turn_away([office.house.pool], SHUTDOWN)
+    assert guest.ending is other.ending is SHUTDOWN
+
+
 async def test_a_connection_that_breaks_as_it_is_opened_is_told(office: Office) -> None:
     guest = office.comes()
     attempt = await office.attempts.get()
