@@ -229,8 +229,9 @@ def test_databases_users_and_lists_are_the_same(sides: tuple[Side, Side]) -> Non
         databases.append({row["name"]: [row[key] for key in KEPT] for row in rows if row["name"] in ENTRIES})
         modes.append({row["name"]: row["pool_mode"] for row in table(side, "SHOW USERS")[1] if row["name"] in LISTED})
         lists.append([row["list"] for row in table(side, "SHOW LISTS")[1]])
-    assert databases[0] == databases[1]
-    assert modes[0] == modes[1]
+    assert list(databases[0].items()) == list(databases[1].items()), "in the same order, too"
+    # PgBouncer knows some users only once they have come.
+    assert {name: modes[1].get(name) for name in modes[0]} == modes[0]
     assert [name for name in lists[1] if name in lists[0]] == lists[0]
 
 

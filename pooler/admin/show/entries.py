@@ -53,7 +53,7 @@ _ANYBODY: Final = ""
 
 def _databases(office: Office) -> Iterator[Row]:
     settings, directory = office.current.settings, office.current.directory
-    for database in office.databases:
+    for database in sorted(office.databases, key=lambda database: database.name):
         terms = terms_for(settings, directory, database.name, _ANYBODY)
         if terms is None:
             continue

@@ -60,7 +60,7 @@ def _pools(office: Office) -> Iterator[Row]:
     clients = Counter(client.pool for client in (*office.clients.values(), *office.passages))
     newcomers = Counter(login.pool for login in office.lobby.proving if login.proven)
     cancels = office.canceller.under_way
-    for pool in office.pools:
+    for pool in sorted(office.pools, key=lambda pool: (pool.database, pool.user)):
         waiting = sum(isinstance(client, ClientSession) for client in pool.waiters)
         sent = Counter(sent for server, sent in cancels.items() if server.pool is pool)
         stale = frozenset(pool.stale)

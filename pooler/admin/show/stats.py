@@ -59,7 +59,7 @@ def _by_database(office: Office) -> Iterator[tuple[str, Totals, Totals]]:
     statistics: dict[str, list[Statistics]] = {}
     for pool in office.pools:
         statistics.setdefault(pool.database, []).append(pool.stats)
-    for database, each in statistics.items():
+    for database, each in sorted(statistics.items()):
         yield database, sum_of(stats.totals for stats in each), sum_of(stats.older for stats in each)
     yield CONSOLE, office.consoles.totals, Totals()
 
