@@ -115,6 +115,16 @@ def terms_for(settings: Settings, directory: Directory, database: str, user: str
     )
 
 
+def limits_clients(settings: Settings, directory: Directory) -> bool:
+    """Tell whether any database or user has a limit on its clients."""
+    return bool(
+        settings.max_db_client_connections
+        or settings.max_user_client_connections
+        or any(entry.max_db_client_connections for entry in directory.databases.values())
+        or any(entry.max_user_client_connections for entry in directory.users.values())
+    )
+
+
 def most_clients_of_database(settings: Settings, directory: Directory, database: str) -> int:
     """Return how many clients a database may have; 0 = no limit."""
     entry = directory.database(database)

@@ -12,7 +12,7 @@ from typing import Final
 from config.load import Loaded
 from config.pools import PoolMode
 from config.settings import Settings
-from config.terms import most_clients_of_database, most_clients_of_user
+from config.terms import limits_clients, most_clients_of_database, most_clients_of_user
 from config.timeouts import EMPTY_QUERY
 from pooler.access.candidate import Candidate, Learnt
 from pooler.access.gate import Gate
@@ -78,6 +78,11 @@ class Limits:
 
     def __init__(self, current: Current) -> None:
         self._current = current
+        self.apply()
+
+    def apply(self) -> None:
+        """Take over what a reload has changed."""
+        self.any = limits_clients(self._current.settings, self._current.directory)
 
     def of_database(self, name: str) -> int:
         """See ClientLimits."""
@@ -146,7 +151,8 @@ class Parts:
         """What clients pass on their way in and out."""
         places, strangers = self._count_places(settings)
         self.departures = Departures(strangers)
-        self.lobby = Lobby(places, strangers, Limits(self.current))
+        self.limits = Limits(self.current)
+        self.lobby = Lobby(places, strangers, self.limits)
         self.report = Report(self.current, self.clients, self.lobby, self.tally, self.log, self.now)
         self.handshakes = Handshakes(settings.client_tls_handshakes)
         self.throttle = Throttle(settings.login_failure_delay, strangers, self.linger, self.now)
@@ -428,6 +434,7 @@ class Parts:
             identity.reload()
 
     def _apply_to_doors(self, settings: Settings) -> None:
+        self.limits.apply()
         self.lobby.places, _ = self._count_places(settings)
         self.lobby.let_in_more()
         self.handshakes.take_limit(settings.client_tls_handshakes)

@@ -36,6 +36,9 @@ CONSOLE_PLACES: Final = 32
 class ClientLimits(Protocol):
     """How many clients there may be of one kind; 0 = any number."""
 
+    any: bool
+    """There are such limits at all: each login asks for them."""
+
     def of_database(self, name: str) -> int:
         """Return the limit of a database (max_db_client_connections)."""
 
@@ -97,6 +100,8 @@ class Lobby:
         """Return the limit that a client has to wait for; None if there is a place for it."""
         if self.clients >= self.places:
             return Obstacle("max_client_conn", self.places)
+        if not self._limits.any:
+            return None
         database, user = startup.database, startup.user
         if 0 < (most := self._limits.of_database(database)) <= self.of_database[database]:
             return Obstacle("max_db_client_connections", most, f' of database "{database}"')

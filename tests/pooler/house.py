@@ -36,6 +36,8 @@ LOGIN = Startup("alice", "shop", 0, negotiate=False, unknown_options=[], paramet
 class Boundless:
     """Any number of clients may come."""
 
+    any = False
+
     def of_database(self, name: str) -> int:
         return 0
 
