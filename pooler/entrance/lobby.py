@@ -155,7 +155,8 @@ class Lobby:
             counter[name] -= 1
             if not counter[name]:
                 del counter[name]
-        self.let_in_more()
+        if self.queue:
+            self.let_in_more()
 
     def let_in_more(self) -> None:
         """Let in who can be, in order of arrival."""
