@@ -420,10 +420,10 @@ class Parts:
         )
         for client in list(self.clients.values()):
             client.take_duties(self.login_duties.client_duties[client.pool.mode])
-        for login in (*self.lobby.strangers, *self.lobby.queue, *self.lobby.proving):
-            login.take_duties(self.login_duties.client_duties)
             if "disable_pqexec" in changed:
                 client.transport.set_protocol(protocol_of(client, simple_queries=not new.disable_pqexec))
+        for login in (*self.lobby.strangers, *self.lobby.queue, *self.lobby.proving):
+            login.take_duties(self.login_duties.client_duties)
 
     def _replace_tls(self, offer: TlsOffer | None, towards: ServerTls | None) -> None:
         self.tls_offer = offer

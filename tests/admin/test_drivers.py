@@ -156,7 +156,7 @@ def by_jdbc(pooler: Pgfunnel) -> Rows:
         by_sqlalchemy_over_asyncpg,
         by_psql,
         by_node,
-        pytest.param(by_jdbc, marks=pytest.mark.skipif(not JAVA, reason="there is no Java, or no JDBC driver")),
+        *([by_jdbc] if JAVA else []),
     ],
 )
 @pytest.mark.usefixtures("node_modules")

@@ -16,8 +16,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -251,14 +253,22 @@ def two_free_ports() -> tuple[int, int]:
     They are below the ephemeral range, for the sake of outgoing connections, above those of EmbeddedPostgres, and in a
     range of this test process's own.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    first = 20_000 + worker * 1_500
-    while True:
-        port = random.randrange(first, first + 1_500, 2)
+    for port in _ports():
         with suppress(OSError), socket.socket() as probe, socket.socket() as other:
             probe.bind(("127.0.0.1", port))
             other.bind(("127.0.0.1", port + 1))
             return port, port + 1
+    raise AssertionError("all ports of this test process are in use")
+
+
+@cache
+def _ports() -> Iterator[int]:
+    """Yield each port of this test process in turn: what was handed out may not be listened on yet."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+    first = 20_000 + worker * 1_500
+    ports = list(range(first, first + 1_500, 2))
+    random.shuffle(ports)
+    return cycle(ports)
 
 
 def eventually(check: Callable[[], bool], timeout: float = 10.0) -> None:
